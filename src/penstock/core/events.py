@@ -1,0 +1,155 @@
+"""What the world tells the controller. Every event says all that the controller may know: it has no other eyes.
+
+Events are frozen structs, so a log of them is a complete input: ``penstock replay`` feeds it to the same controller
+and gets the same actions. Times are not part of an event; the world passes ``now`` (seconds) beside it.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from penstock.core.types import MigrationLevel, Role, Slo
+
+NO_PREDICTION = -1.0
+"""Value of a predicted length where the world has no predictor."""
+
+
+class Load(msgspec.Struct, frozen=True, gc=False):
+    """One instance as its engine sees itself at the moment of an event.
+
+    ``decode_tokens`` are the KV tokens of running decodes; ``free_blocks`` counts blocks neither used nor pinned;
+    ``step_s`` is the duration of the latest step (0 when idle).
+    """
+
+    running: int
+    waiting: int
+    decode_tokens: int
+    free_blocks: int
+    step_s: float
+
+
+class Event(msgspec.Struct, frozen=True, tag=True, gc=False):
+    """Base of all events."""
+
+
+class RequestArrived(Event, frozen=True, tag=True, gc=False):
+    """A request is at the door. ``prefix`` holds hashes of its leading prompt blocks where the source has them."""
+
+    request: int
+    prompt_tokens: int
+    slo: Slo
+    slo_class: int = 0
+    prefix: tuple[int, ...] = ()
+
+
+class PrefillDone(Event, frozen=True, tag=True, gc=False):
+    """The first token is out; the KV is pinned on ``instance`` until it is pulled or the lease runs out."""
+
+    request: int
+    instance: int
+    load: Load
+    predicted_remaining: float = NO_PREDICTION
+
+
+class DecodeStarted(Event, frozen=True, tag=True, gc=False):
+    """The KV has arrived (or was there already) and the request has joined the decode batch of ``instance``."""
+
+    request: int
+    instance: int
+    load: Load
+
+
+class Finished(Event, frozen=True, tag=True, gc=False):
+    """The request has all its tokens; its KV is free."""
+
+    request: int
+    instance: int
+    generated: int
+    load: Load
+
+
+class Aborted(Event, frozen=True, tag=True, gc=False):
+    """The client went away."""
+
+    request: int
+
+
+class Preempted(Event, frozen=True, tag=True, gc=False):
+    """``instance`` ran out of blocks and threw the request's KV away; it will recompute it there."""
+
+    request: int
+    instance: int
+    load: Load
+
+
+class MigrationDone(Event, frozen=True, tag=True, gc=False):
+    """The request decodes on ``target`` now and its KV on ``source`` is free."""
+
+    request: int
+    source: int
+    target: int
+    source_load: Load
+    target_load: Load
+
+
+class MigrationFailed(Event, frozen=True, tag=True, gc=False):
+    """The move came to nothing; the request is where it was, or lost with its instance."""
+
+    request: int
+    source: int
+    target: int
+    reason: str
+
+
+class InstanceUp(Event, frozen=True, tag=True, gc=False):
+    """An instance is ready. ``capacity_blocks`` blocks of ``block_size`` tokens hold its KV."""
+
+    instance: int
+    role: Role
+    capacity_blocks: int
+    block_size: int
+    max_running: int
+    migration_levels: tuple[MigrationLevel, ...] = ()
+
+
+class InstanceDown(Event, frozen=True, tag=True, gc=False):
+    """An instance is gone with everything on it. ``lost`` requests need their KV computed again elsewhere."""
+
+    instance: int
+    lost: tuple[int, ...] = ()
+
+
+class InstanceSlow(Event, frozen=True, tag=True, gc=False):
+    """An instance runs ``factor`` times slower than its profile (1 = recovered)."""
+
+    instance: int
+    factor: float
+
+
+class Tick(Event, frozen=True, tag=True, gc=False):
+    """Time to reconsider. Columns, one row a running decode: id, tokens generated, predicted remaining tokens.
+
+    ``loads[i]`` belongs to instance ``instances[i]``.
+    """
+
+    instances: tuple[int, ...]
+    loads: tuple[Load, ...]
+    requests: tuple[int, ...]
+    generated: tuple[int, ...]
+    predicted_remaining: tuple[float, ...]
+
+
+AnyEvent = (
+    RequestArrived
+    | PrefillDone
+    | DecodeStarted
+    | Finished
+    | Aborted
+    | Preempted
+    | MigrationDone
+    | MigrationFailed
+    | InstanceUp
+    | InstanceDown
+    | InstanceSlow
+    | Tick
+)

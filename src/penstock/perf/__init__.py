@@ -1,0 +1,1 @@
+"""What things cost: hardware and model catalogues, step models, KV bytes, transfers."""

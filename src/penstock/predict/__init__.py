@@ -1,0 +1,1 @@
+"""Remaining-length predictors: what a policy believes about how much a request will still generate."""

@@ -1,0 +1,1 @@
+"""Metrics, tables, plots and HTML pages from the columns of a run."""

@@ -1,0 +1,1 @@
+"""Traces in, synthetic traffic, arrival processes: everything that says which requests come when."""
