@@ -113,10 +113,13 @@ class InstanceUp(Event, frozen=True, tag=True, gc=False):
 
 
 class InstanceDown(Event, frozen=True, tag=True, gc=False):
-    """An instance is gone with everything on it. ``lost`` requests need their KV computed again elsewhere."""
+    """An instance is gone with everything on it. ``lost`` requests must go elsewhere; ``generated[i]`` tokens of
+    ``lost[i]`` have reached the client.
+    """
 
     instance: int
     lost: tuple[int, ...] = ()
+    generated: tuple[int, ...] = ()
 
 
 class InstanceSlow(Event, frozen=True, tag=True, gc=False):

@@ -1,0 +1,367 @@
+"""The controller: one event in, a list of actions out. No clock, no socket, no randomness of its own."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from penstock.control.lifecycle import IllegalTransition, advance
+from penstock.core.actions import Action, Decode, Flip, Migrate, Prefill, Reject, Serve
+from penstock.core.custody import Custody
+from penstock.core.events import (
+    Aborted,
+    DecodeStarted,
+    Event,
+    Finished,
+    InstanceDown,
+    InstanceSlow,
+    InstanceUp,
+    MigrationDone,
+    MigrationFailed,
+    Preempted,
+    PrefillDone,
+    RequestArrived,
+    Tick,
+)
+from penstock.core.types import MigrationLevel, Role
+from penstock.policy.parts import Beliefs, Choice, Policy, Refusal, RoleChange, Running
+from penstock.policy.view import ClusterView, RequestRecord, Stage
+
+DEFAULT_LEASE_S: Final = 30.0
+"""vLLM's ``kv_lease_duration``."""
+
+
+class Controller:
+    """Keeps the books (requests, custody, cluster view) and asks the policy's parts for decisions."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        beliefs: Beliefs,
+        migration_level: MigrationLevel = MigrationLevel.PRECOPY,
+        lease_s: float = DEFAULT_LEASE_S,
+    ) -> None:
+        self.policy = policy
+        self.beliefs = beliefs
+        self.migration_level = policy.migration_level if policy.migration_level is not None else migration_level
+        self.lease_s = lease_s
+        self.view = ClusterView()
+        self.requests: dict[int, RequestRecord] = {}
+        self._prefill_cost: dict[int, float] = {}
+        self._next_tick_part_s: list[float] = [0.0, 0.0]
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Take one event at ``now`` seconds; return what to do, in order.
+
+        Raises
+        ------
+        IllegalTransition
+            The event does not fit the request's stage: the world broke the protocol.
+        """
+        actions: list[Action] = []
+        if isinstance(event, RequestArrived):
+            self._arrived(event, now, actions)
+        elif isinstance(event, PrefillDone):
+            self._prefill_done(event, now, actions)
+        elif isinstance(event, DecodeStarted):
+            self._decode_started(event, now)
+        elif isinstance(event, Finished):
+            self._finished(event, now)
+        elif isinstance(event, Tick):
+            self._tick(event, now, actions)
+        elif isinstance(event, Preempted):
+            self._preempted(event, now)
+        elif isinstance(event, MigrationDone):
+            self._migration_done(event, now)
+        elif isinstance(event, MigrationFailed):
+            self._migration_failed(event)
+        elif isinstance(event, Aborted):
+            self._drop(self._record(event.request), Stage.ABORTED)
+        elif isinstance(event, InstanceUp):
+            self.view.add(event, now)
+        elif isinstance(event, InstanceDown):
+            self._instance_down(event, now, actions)
+        elif isinstance(event, InstanceSlow):
+            self.view.slow[event.instance] = event.factor
+        if self.policy.observers:
+            self._observers(event, now, actions)
+        return actions
+
+    def order_move(self, request: int, target: int, reason: str = "ordered") -> Action | None:
+        """An operator's (or a test's) order to move a running decode; None if it cannot move now."""
+        record = self.requests.get(request)
+        if record is None or record.stage != Stage.DECODING:
+            return None
+        source = record.decode_instance
+        if source == target or not 0 <= target < self.view.size or not self.view.up[target]:
+            return None
+        return self._start_move(record, target, reason)
+
+    # -- one method an event ----------------------------------------------------------------------------------------
+
+    def _arrived(self, event: RequestArrived, now: float, actions: list[Action]) -> None:
+        record = RequestRecord(event.request, event.prompt_tokens, event.slo, event.slo_class, event.prefix, now)
+        if event.request in self.requests:
+            raise IllegalTransition(f"request {event.request} arrived twice")
+        self.requests[event.request] = record
+        admission = self.policy.admission
+        if admission is not None:
+            reason = admission.refuse(record, self.view, now)
+            if reason is not None:
+                self._reject(record, reason, actions)
+                return
+        self._place_prefill(record, now, actions)
+
+    def _place_prefill(self, record: RequestRecord, now: float, actions: list[Action]) -> None:
+        role = Role.PREFILL if self.policy.decode is not None else Role.MIXED
+        choice = self.policy.prefill.place(record, self.view, now)
+        instance = self._relieved(role, choice, record, now, actions)
+        if instance < 0:
+            self._reject(record, Refusal.NO_INSTANCE, actions)
+            return
+        view = self.view
+        tokens = record.context_tokens()
+        if tokens > view.capacity_tokens[instance]:
+            self._reject(record, Refusal.TOO_LONG, actions)
+            return
+        advance(record, Stage.PREFILLING)
+        record.prefill_instance = instance
+        record.promised_tokens = tokens
+        view.prefill_requests[instance] += 1
+        view.prefill_tokens[instance] += tokens
+        if self.policy.estimates:
+            record.prefill_estimate_s = self._prefill_s(tokens)
+            view.prefill_estimate_s[instance] += record.prefill_estimate_s
+        if self.policy.decode is None:
+            actions.append(Serve(record.request, instance))
+        else:
+            actions.append(Prefill(record.request, instance))
+
+    def _prefill_done(self, event: PrefillDone, now: float, actions: list[Action]) -> None:
+        record = self._record(event.request)
+        self._end_prefill(record)
+        self.view.sync(event.instance, event.load, now)
+        record.generated += 1
+        if record.first_token_s < 0.0:
+            record.first_token_s = now
+        record.predicted_remaining = event.predicted_remaining
+        if self.policy.decode is None:
+            advance(record, Stage.DECODING)
+            record.decode_instance = event.instance
+            return
+        advance(record, Stage.PREFILLED)
+        # The pinned KV is that of prompt and earlier output; the token just sampled has none yet.
+        record.custody = Custody(event.instance, record.context_tokens() - 1, now, self.lease_s)
+        self._place_decode(record, now, actions)
+
+    def _place_decode(self, record: RequestRecord, now: float, actions: list[Action]) -> None:
+        decode = self.policy.decode
+        assert decode is not None
+        choice = decode.place(record, self.view, now)
+        instance = self._relieved(Role.DECODE, choice, record, now, actions)
+        if instance < 0:
+            self._reject(record, Refusal.NO_INSTANCE, actions)
+            return
+        advance(record, Stage.TRANSFERRING)
+        record.decode_instance = instance
+        self._promise(record, instance)
+        actions.append(Decode(record.request, instance))
+
+    def _decode_started(self, event: DecodeStarted, now: float) -> None:
+        record = self._record(event.request)
+        self._redeem(record, event.instance)
+        record.custody = None
+        record.decode_instance = event.instance
+        advance(record, Stage.DECODING)
+        self.view.sync(event.instance, event.load, now)
+
+    def _finished(self, event: Finished, now: float) -> None:
+        record = self._record(event.request)
+        if record.stage == Stage.PREFILLING:
+            self._end_prefill(record)
+        record.generated = event.generated
+        self.view.sync(event.instance, event.load, now)
+        self._drop(record, Stage.FINISHED)
+
+    def _preempted(self, event: Preempted, now: float) -> None:
+        record = self._record(event.request)
+        self.view.sync(event.instance, event.load, now)
+        self.view.preemptions[event.instance] += 1
+        if record.stage == Stage.DECODING:  # one still in its first prefill on a mixed instance stays PREFILLING
+            advance(record, Stage.RECOMPUTING)
+            self._promise(record, event.instance)
+
+    def _migration_done(self, event: MigrationDone, now: float) -> None:
+        record = self._record(event.request)
+        self._end_move(record)
+        record.decode_instance = event.target
+        advance(record, Stage.DECODING)
+        self.view.sync(event.source, event.source_load, now)
+        self.view.sync(event.target, event.target_load, now)
+
+    def _migration_failed(self, event: MigrationFailed) -> None:
+        record = self._record(event.request)
+        self._end_move(record)
+        advance(record, Stage.DECODING)
+
+    def _instance_down(self, event: InstanceDown, now: float, actions: list[Action]) -> None:
+        self.view.remove(event.instance)
+        for request, generated in zip(event.lost, event.generated, strict=True):
+            record = self._record(request)
+            record.generated = generated
+            if record.stage == Stage.PREFILLING:
+                self._end_prefill(record)
+            if record.stage in (Stage.TRANSFERRING, Stage.RECOMPUTING):
+                self._redeem(record, record.decode_instance)
+            custody = record.custody
+            if (
+                record.stage == Stage.TRANSFERRING
+                and custody is not None
+                and self.view.up[custody.owner]
+                and custody.refusal(now) is None
+            ):
+                self._place_decode(record, now, actions)  # the source still pins the KV: only the target is new
+                continue
+            record.custody = None
+            self._place_prefill(record, now, actions)
+
+    def _tick(self, event: Tick, now: float, actions: list[Action]) -> None:
+        view = self.view
+        for i in range(len(event.instances)):
+            view.sync(event.instances[i], event.loads[i], now)
+        policy = self.policy
+        if policy.roles is not None and self._due(0, policy.roles.interval_s, now):
+            for change in policy.roles.review(event, view, now):
+                self._flip(change, actions)
+        if policy.rescheduler is not None and self._due(1, policy.rescheduler.interval_s, now):
+            running = self._running(event)
+            for move in policy.rescheduler.moves(running, view, now):
+                record = self.requests.get(move.request)
+                if record is None or record.stage != Stage.DECODING or record.decode_instance != move.source:
+                    continue
+                if move.target == move.source or not view.up[move.target]:
+                    continue
+                actions.append(self._start_move(record, move.target, move.reason))
+        view.preemptions[:] = 0.0
+
+    def _due(self, part: int, interval_s: float, now: float) -> bool:
+        """Ticks come at the fastest part's pace; the slower part skips some. Half a microsecond absorbs rounding."""
+        if now + 5e-7 < self._next_tick_part_s[part]:
+            return False
+        self._next_tick_part_s[part] = now + interval_s
+        return True
+
+    def _running(self, event: Tick) -> Running:
+        """Fold the tick's columns into the records and return those that a rescheduler may move."""
+        ids: list[int] = []
+        where: list[int] = []
+        prompt: list[int] = []
+        generated: list[int] = []
+        predicted: list[float] = []
+        for i in range(len(event.requests)):
+            record = self.requests[event.requests[i]]
+            record.generated = event.generated[i]
+            record.predicted_remaining = event.predicted_remaining[i]
+            if record.stage == Stage.DECODING:
+                ids.append(record.request)
+                where.append(record.decode_instance)
+                prompt.append(record.prompt_tokens)
+                generated.append(record.generated)
+                predicted.append(record.predicted_remaining)
+        return Running(
+            np.array(ids, np.int64),
+            np.array(where, np.int64),
+            np.array(prompt, np.int64),
+            np.array(generated, np.int64),
+            np.array(predicted, np.float64),
+        )
+
+    def _observers(self, event: Event, now: float, actions: list[Action]) -> None:
+        for part in self.policy.observers:
+            part.observe(event, self.view, now)
+        roles = self.policy.roles
+        if roles is not None and roles.observes:
+            for change in roles.after(event, self.view, now):
+                self._flip(change, actions)
+
+    # -- book-keeping -----------------------------------------------------------------------------------------------
+
+    def _record(self, request: int) -> RequestRecord:
+        record = self.requests.get(request)
+        if record is None:
+            raise IllegalTransition(f"request {request} is not in flight")
+        return record
+
+    def _relieved(
+        self, phase: Role, choice: Choice, record: RequestRecord, now: float, actions: list[Action]
+    ) -> int:
+        """The chosen instance, or one flipped to this phase because none met the placement's own test."""
+        roles = self.policy.roles
+        if not choice.fits and roles is not None:
+            change = roles.relieve(phase, record, self.view, now)
+            if change is not None:
+                self._flip(change, actions)
+                return change.instance
+        return choice.instance
+
+    def _flip(self, change: RoleChange, actions: list[Action]) -> None:
+        self.view.relabel(change.instance, change.role)
+        actions.append(Flip(change.instance, change.role, change.reason))
+
+    def _prefill_s(self, tokens: int) -> float:
+        cost = self._prefill_cost.get(tokens)
+        if cost is None:
+            cost = self.beliefs.prefill_s(tokens)
+            self._prefill_cost[tokens] = cost
+        return cost
+
+    def _end_prefill(self, record: RequestRecord) -> None:
+        i = record.prefill_instance
+        if not self.view.up[i]:
+            return
+        self.view.prefill_requests[i] -= 1
+        self.view.prefill_tokens[i] -= record.promised_tokens
+        if self.policy.estimates:
+            self.view.prefill_estimate_s[i] -= record.prefill_estimate_s
+
+    def _promise(self, record: RequestRecord, instance: int) -> None:
+        record.promised_tokens = record.context_tokens()
+        self.view.pending_requests[instance] += 1
+        self.view.pending_tokens[instance] += record.promised_tokens
+
+    def _redeem(self, record: RequestRecord, instance: int) -> None:
+        if self.view.up[instance]:
+            self.view.pending_requests[instance] -= 1
+            self.view.pending_tokens[instance] -= record.promised_tokens
+
+    def _start_move(self, record: RequestRecord, target: int, reason: str) -> Migrate:
+        source = record.decode_instance
+        advance(record, Stage.MIGRATING)
+        record.migrating_to = target
+        self._promise(record, target)
+        self.view.moving[source] += 1
+        self.view.moving[target] += 1
+        return Migrate(record.request, source, target, self.migration_level, reason)
+
+    def _end_move(self, record: RequestRecord) -> None:
+        self._redeem(record, record.migrating_to)
+        for i in (record.decode_instance, record.migrating_to):
+            if self.view.up[i]:
+                self.view.moving[i] -= 1
+        record.migrating_to = -1
+
+    def _reject(self, record: RequestRecord, reason: Refusal, actions: list[Action]) -> None:
+        self._drop(record, Stage.REJECTED)
+        actions.append(Reject(record.request, reason.value))
+
+    def _drop(self, record: RequestRecord, stage: Stage) -> None:
+        """Forget a request, undoing what it still holds in the books."""
+        if record.stage == Stage.PREFILLING and stage != Stage.FINISHED:
+            self._end_prefill(record)
+        elif record.stage in (Stage.TRANSFERRING, Stage.RECOMPUTING):
+            self._redeem(record, record.decode_instance)
+        elif record.stage == Stage.MIGRATING:
+            self._end_move(record)
+        advance(record, stage)
+        del self.requests[record.request]

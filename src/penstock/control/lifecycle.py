@@ -1,0 +1,33 @@
+"""The life of a request as a table: which stage may follow which. Anything else is a bug, and says so."""
+
+from __future__ import annotations
+
+from penstock.policy.view import RequestRecord, Stage
+
+_ENDS = frozenset({Stage.REJECTED, Stage.ABORTED})
+
+NEXT: dict[Stage, frozenset[Stage]] = {
+    Stage.ARRIVED: frozenset({Stage.PREFILLING}) | _ENDS,
+    # A prefill may start again (its instance died), finish at once (one token asked), or go on in place.
+    Stage.PREFILLING: frozenset({Stage.PREFILLING, Stage.PREFILLED, Stage.DECODING, Stage.FINISHED}) | _ENDS,
+    Stage.PREFILLED: frozenset({Stage.TRANSFERRING, Stage.PREFILLING}) | _ENDS,
+    # A transfer may be ordered again to another instance while the source still pins the KV.
+    Stage.TRANSFERRING: frozenset({Stage.TRANSFERRING, Stage.DECODING, Stage.PREFILLING}) | _ENDS,
+    Stage.DECODING: frozenset({Stage.MIGRATING, Stage.RECOMPUTING, Stage.FINISHED, Stage.PREFILLING}) | _ENDS,
+    Stage.MIGRATING: frozenset({Stage.DECODING, Stage.PREFILLING}) | _ENDS,
+    Stage.RECOMPUTING: frozenset({Stage.DECODING, Stage.PREFILLING}) | _ENDS,
+    Stage.FINISHED: frozenset(),
+    Stage.REJECTED: frozenset(),
+    Stage.ABORTED: frozenset(),
+}
+
+
+class IllegalTransition(RuntimeError):
+    """A request was told to do what its stage does not allow."""
+
+
+def advance(record: RequestRecord, stage: Stage) -> None:
+    """Move a request to ``stage``; raise :class:`IllegalTransition` if the table does not allow it."""
+    if stage not in NEXT[record.stage]:
+        raise IllegalTransition(f"request {record.request}: {record.stage.name} cannot become {stage.name}")
+    record.stage = stage

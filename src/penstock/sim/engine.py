@@ -1,0 +1,726 @@
+"""One engine in virtual time, as vLLM's V1 scheduler behaves, leaping over steps that change nothing.
+
+Between two changes of a decode batch its step times form an arithmetic progression (every request adds one token a
+step, and a step's time is affine in the tokens it reads), so a run of k steps has a closed form. The engine wakes
+only where something changes: a request joins or ends, blocks run out, someone asks. ``stepping.SteppingEngine`` does
+the same one step at a time with a real block table; tests hold the two equal.
+
+What is modelled after vLLM (V1 scheduler, 0.19 to 0.33):
+running requests come first and each decode gets one token; at most one prompt is partly computed; waiting requests
+join first-come-first-served while batch budget, ``max_num_seqs`` and blocks allow, none in a step that preempted; a
+prompt is admitted only if all of it fits (``scheduler_reserve_full_isl``); blocks for a pull are reserved when it
+starts; after a pull the last token is computed again, which yields the next token; when blocks run out the request
+admitted last loses its KV and is computed again from the front of the queue; a finished prefill stays pinned until
+it is pulled.
+
+Ours: sequences whose pull has ended join before the waiting queue is looked at, so that they cannot be stuck behind a
+request that waits for the very blocks they hold.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from heapq import heappop, heappush
+from math import inf, sqrt
+from typing import Final
+
+from penstock.core.events import Load
+from penstock.perf.step import StepModel
+from penstock.sim.prefix import PrefixCache
+from penstock.sim.seq import (
+    DECODING,
+    EXTRACTED,
+    FINISHED,
+    FIRST_TOKEN,
+    GONE,
+    JOINED,
+    PINNED,
+    PREEMPTED,
+    PREFILL_ONLY,
+    PREFILLING,
+    PULL,
+    PULL_READY,
+    PULLING,
+    READY,
+    REPROMPT,
+    REPROMPTED,
+    SERVE,
+    STAGE,
+    WAITING,
+    Notice,
+    Seq,
+)
+
+NOISE_EPOCH_STEPS: Final = 64
+"""Noise is constant over this many steps of an engine, so that leaping and stepping draw the same numbers."""
+
+
+class GapLog:
+    """Inter-token gaps, compressed as :class:`penstock.sim.result.TokenGaps` describes."""
+
+    def __init__(self) -> None:
+        self.first_s: array[float] = array("d")
+        self.rise_s: array[float] = array("d")
+        self.count: array[int] = array("q")
+        self.batch: array[int] = array("q")
+
+    def add(self, first_s: float, rise_s: float, count: int, batch: int) -> None:
+        """Record ``count`` steps of ``batch`` requests."""
+        self.first_s.append(first_s)
+        self.rise_s.append(rise_s)
+        self.count.append(count)
+        self.batch.append(batch)
+
+
+class Engine:
+    """One instance's scheduler, blocks and clock. The world owns time; see ``settle`` and ``begin``."""
+
+    leaps = True
+
+    def __init__(
+        self,
+        index: int,
+        step_model: StepModel,
+        capacity_blocks: int,
+        block_size: int,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        gaps: GapLog,
+        hash_tokens: int = 0,
+        noise: list[float] | None = None,
+    ) -> None:
+        self.index = index
+        self.model = step_model
+        self.capacity_blocks = capacity_blocks
+        self.block_size = block_size
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.gaps = gaps
+        self.cache: PrefixCache | None = PrefixCache(hash_tokens // block_size) if hash_tokens else None
+        self.hash_tokens = hash_tokens
+        self.noise = noise if noise is not None else []
+        self.slow = 1.0
+
+        self.wake_s = inf  # when the world must call settle() and begin(); inf while idle
+        self.version = 0  # tells the world's heap entries for this engine apart from outdated ones
+        self.free = capacity_blocks
+        self.waiting: deque[Seq] = deque()
+        self.ready: list[Seq] = []
+        self.running: dict[int, Seq] = {}  # in order of admission: the last one is preempted first
+        self.seqs: dict[int, Seq] = {}
+        self.leaving: list[Seq] = []  # asked to be extracted at the next boundary
+        self.order = 0
+
+        # The decode batch: steps done, its size, tokens it holds, block growth by phase, and who ends when.
+        self.step = 0
+        self.batch = 0
+        self.context = 0
+        self.growth = [0] * block_size
+        self.finishing: list[tuple[int, int, Seq]] = []
+
+        # The leap in progress: starts at begin_s, first step first_s long, each next one rise_s longer.
+        self.begin_s = 0.0
+        self.first_s = 0.0
+        self.rise_s = 0.0
+        self.planned = 0
+        self.joined: list[Seq] = []  # pulled sequences whose first step here is the one begun last
+        self.partial: Seq | None = None  # partly computed prompt; always the last in running
+        self.chunks: list[Seq] = []
+        self.blocked = False
+
+        # Totals.
+        self.busy_s = 0.0
+        self.prefill_tokens = 0
+        self.decode_tokens = 0
+        self.least_free = capacity_blocks
+        self.preemptions = 0
+        self.last_step_s = 0.0
+
+    # -- orders from the world --------------------------------------------------------------------------------------
+
+    def submit(self, seq: Seq, now: float) -> None:
+        """Queue a sequence."""
+        self.order += 1
+        seq.order = self.order
+        seq.state = WAITING
+        self.seqs[seq.request] = seq
+        self.waiting.append(seq)
+        if not (self.blocked and len(self.waiting) > 1):  # behind a blocked head nothing can change
+            self._poke(now)
+
+    def pulled(self, request: int, now: float) -> None:
+        """The KV of a sequence has arrived; it joins (or stays staged) from the next boundary on."""
+        seq = self.seqs[request]
+        seq.computed = seq.tokens - 1
+        if seq.kind == STAGE:
+            seq.state = PINNED
+            return
+        self._make_ready(seq, now)
+
+    def adopt(self, request: int, final_tokens: int, now: float) -> None:
+        """Decode a sequence whose KV is pinned right here: no transfer."""
+        seq = self.seqs[request]
+        seq.kind = SERVE
+        seq.final_tokens = final_tokens
+        self._make_ready(seq, now)
+
+    def _make_ready(self, seq: Seq, now: float) -> None:
+        seq.state = READY
+        self.ready.append(seq)
+        if len(self.running) < self.max_num_seqs:
+            self._poke(now)
+
+    def extend(self, request: int, tokens: int, now: float) -> None:
+        """Turn a staged sequence into a pull of the rest: it needs blocks for ``tokens`` now."""
+        seq = self.seqs[request]
+        seq.kind = PULL
+        seq.tokens = tokens
+        seq.state = WAITING
+        self.waiting.append(seq)
+        self._poke(now)
+
+    def serve_from(self, request: int, tokens: int, now: float) -> None:
+        """Turn a staged sequence into one that computes the tokens it lacks and decodes on."""
+        seq = self.seqs[request]
+        seq.kind = SERVE
+        seq.resumed = True
+        # vLLM finds pulled KV again through its prefix cache, which knows full blocks only.
+        seq.computed = seq.tokens // self.block_size * self.block_size
+        seq.tokens = tokens
+        seq.state = WAITING
+        self.waiting.append(seq)
+        self._poke(now)
+
+    def recompute(self, request: int, now: float) -> None:
+        """The pull failed: compute the KV here (vLLM's ``kv_load_failure_policy: recompute``)."""
+        seq = self.seqs[request]
+        self._free(seq)
+        seq.kind = SERVE
+        seq.resumed = True
+        if seq.state != WAITING:
+            seq.state = WAITING
+            self.waiting.append(seq)
+        self._poke(now)
+
+    def extract(self, request: int, now: float) -> bool:
+        """Ask for a decoding sequence to be taken out at the next boundary; False if it is not decoding."""
+        seq = self.seqs.get(request)
+        if seq is None or seq.state != DECODING:
+            return False
+        self.leaving.append(seq)
+        self._poke(now)
+        return True
+
+    def release(self, request: int, now: float) -> None:
+        """Drop a pinned, staged or waiting sequence and free its blocks."""
+        seq = self.seqs.pop(request)
+        if seq.state == DECODING or seq.state == PREFILLING:
+            raise RuntimeError(f"request {request} is running on engine {self.index}: extract it first")
+        if seq.state == WAITING:
+            self.waiting.remove(seq)
+        elif seq.state == READY:
+            self.ready.remove(seq)
+        self._free(seq)
+        seq.state = GONE
+        if self.waiting or self.ready:
+            self._poke(now)
+
+    def reset(self) -> None:
+        """The engine died: forget everything but the totals."""
+        self.version += 1
+        self.wake_s = inf
+        self.free = self.capacity_blocks
+        self.waiting.clear()
+        self.ready.clear()
+        self.running.clear()
+        self.seqs.clear()
+        self.leaving.clear()
+        self.finishing.clear()
+        self.joined.clear()
+        self.chunks.clear()
+        self.partial = None
+        self.batch = 0
+        self.context = 0
+        self.growth = [0] * self.block_size
+        self.planned = 0
+        self.blocked = False
+        if self.cache is not None:
+            self.cache = PrefixCache(self.cache.width)
+
+    def set_slow(self, factor: float, now: float) -> None:
+        """Run ``factor`` times slower from the next step on."""
+        self.slow = factor
+        self._poke(now)
+
+    # -- what the world asks ----------------------------------------------------------------------------------------
+
+    def steps_done(self, now: float) -> int:
+        """Steps of the leap in progress that have ended by ``now``."""
+        if self.planned == 0:
+            return 0
+        k = min(self._boundary(now), self.planned)
+        if k > 0 and self.time_of(k) > now:
+            k -= 1
+        return k
+
+    def tokens_of(self, seq: Seq, now: float) -> int:
+        """Length of a sequence at ``now``."""
+        if seq.state != DECODING:
+            return seq.tokens
+        return seq.tokens + self.step - seq.at_step + self.steps_done(now)
+
+    def load(self, now: float) -> Load:
+        """The engine as it sees itself."""
+        context = self.context
+        free = self.free
+        step_s = self.last_step_s
+        if self.planned > 1:
+            k = self.steps_done(now)
+            if k > 0:
+                context += k * self.batch
+                k = min(k, self.planned - 1)
+                free -= self._growth_of(k)
+                step_s = self.first_s + self.rise_s * k
+        return Load(self.batch, len(self.seqs) - len(self.running), context, free, step_s)
+
+    def decoding(self) -> list[Seq]:
+        """Sequences in the decode batch, in order of admission."""
+        return [s for s in self.running.values() if s.state == DECODING]
+
+    # -- the clock --------------------------------------------------------------------------------------------------
+
+    def settle(self, now: float) -> list[Notice]:
+        """End the step or leap that runs until ``now``; report what ended with it."""
+        notices: list[Notice] = []
+        k = self.planned
+        if k > 0:
+            self._account(k)
+            if self.chunks:
+                self._end_chunks(now, notices)
+            finishing = self.finishing
+            while finishing and finishing[0][0] <= self.step:
+                _, ticket, seq = heappop(finishing)
+                if seq.state == DECODING and seq.ticket == ticket:
+                    seq.tokens = seq.final_tokens
+                    seq.last_token_s = now
+                    self._leave_batch(seq)
+                    self._free(seq)
+                    seq.state = GONE
+                    del self.seqs[seq.request]
+                    notices.append(Notice(FINISHED, seq))
+        for seq in self.leaving:
+            if seq.state == DECODING:  # neither finished nor preempted meanwhile
+                seq.tokens += self.step - seq.at_step
+                seq.last_token_s = now
+                self._leave_batch(seq)
+                seq.computed = seq.tokens - 1
+                seq.state = PINNED
+                notices.append(Notice(EXTRACTED, seq))
+        self.leaving.clear()
+        return notices
+
+    def begin(self, now: float) -> list[Notice]:
+        """Start the next step (or leap) at ``now``; report what began with it. Sets ``wake_s``."""
+        notices: list[Notice] = []
+        self.begin_s = now
+        calm = self._grow_decodes(now, notices)
+        budget = self.max_num_batched_tokens - self.batch
+        if self.partial is not None:
+            budget, calm = self._continue_prefill(self.partial, budget, calm, now, notices)
+        self.joined.clear()
+        if calm:
+            self._admit(budget, notices, now)
+        if self.free < self.least_free:
+            self.least_free = self.free
+        if self.cache is not None:
+            self.cache.shrink(self.free)
+        self._plan(now)
+        if not calm and self.planned > 1:  # the next step looks at the waiting queue again
+            self.planned = 1
+            self.wake_s = self.time_of(1)
+        return notices
+
+    # -- ending -----------------------------------------------------------------------------------------------------
+
+    def _account(self, k: int) -> None:
+        """Take ``k`` steps of the plan into the books."""
+        first, rise, batch = self.first_s, self.rise_s, self.batch
+        self.busy_s += k * first + rise * (0.5 * k * (k - 1))
+        self.last_step_s = first + rise * (k - 1)
+        if k > 1:
+            self.free -= self._growth_of(k - 1)
+            if self.free < self.least_free:
+                self.least_free = self.free
+        self.step += k
+        if batch > 0:
+            self.context += k * batch
+            self.decode_tokens += k * batch
+            joining = len(self.joined)
+            if joining == 0:
+                self.gaps.add(first, rise, k, batch)
+            else:  # the gaps of those who joined at the start of this leap were recorded one by one
+                if batch > joining:
+                    self.gaps.add(first, 0.0, 1, batch - joining)
+                if k > 1:
+                    self.gaps.add(first + rise, rise, k - 1, batch)
+                self.joined.clear()
+        self.planned = 0
+
+    def _end_chunks(self, now: float, notices: list[Notice]) -> None:
+        for seq in self.chunks:
+            if seq.state != PREFILLING:
+                continue
+            seq.computed += seq.chunk
+            self.prefill_tokens += seq.chunk
+            if seq.computed < seq.tokens:
+                self.partial = seq
+                continue
+            self.partial = None
+            if seq.kind == REPROMPT:
+                self._forget(seq)
+                notices.append(Notice(REPROMPTED, seq))
+                continue
+            self._share(seq)
+            if seq.last_token_s >= 0.0:  # recomputed: the client has waited since its last token
+                self.gaps.add(now - seq.last_token_s, 0.0, 1, 1)
+            seq.tokens += 1
+            seq.last_token_s = now
+            if seq.tokens >= seq.final_tokens and seq.kind == SERVE:
+                self._forget(seq)
+                notices.append(Notice(FIRST_TOKEN, seq))
+                notices.append(Notice(FINISHED, seq))
+                continue
+            if seq.kind == PREFILL_ONLY:
+                del self.running[seq.request]
+                seq.state = PINNED
+                if seq.tokens >= seq.final_tokens:
+                    self._forget(seq)
+                    notices.append(Notice(FINISHED, seq))
+                    continue
+            else:
+                self._join_batch(seq)
+            notices.append(Notice(FIRST_TOKEN, seq))
+        self.chunks.clear()
+
+    def _forget(self, seq: Seq) -> None:
+        self.running.pop(seq.request, None)
+        del self.seqs[seq.request]
+        self._free(seq)
+        seq.state = GONE
+
+    # -- beginning --------------------------------------------------------------------------------------------------
+
+    def _grow_decodes(self, now: float, notices: list[Notice]) -> bool:
+        """Give every decode the block its next token needs; preempt from the back if there is none. True if calm."""
+        phase = self.step % self.block_size
+        wanted = self.growth[phase]
+        if wanted <= self.free:
+            self.free -= wanted
+            return True
+        for seq in list(self.running.values()):
+            if seq.state != DECODING or seq.phase != phase:
+                continue
+            while self.free == 0:
+                victim = self.running[next(reversed(self.running))]
+                self._preempt(victim, now, notices)
+                if victim is seq:
+                    break
+            if seq.state != DECODING:
+                break  # it was the last one itself
+            self.free -= 1
+            seq.phase = -1 - phase  # has its block for this step
+        for seq in self.running.values():
+            if seq.phase < 0:
+                seq.phase = -1 - seq.phase
+        return False
+
+    def _preempt(self, victim: Seq, now: float, notices: list[Notice]) -> None:
+        if victim.state == DECODING:
+            victim.tokens += self.step - victim.at_step
+            victim.last_token_s = now
+            self._leave_batch(victim)
+            victim.resumed = True
+        else:
+            del self.running[victim.request]
+            if self.partial is victim:
+                self.partial = None
+        self._free(victim)
+        if victim.kind == PULL:
+            victim.kind = SERVE
+        victim.state = WAITING
+        self.waiting.appendleft(victim)
+        self.preemptions += 1
+        notices.append(Notice(PREEMPTED, victim))
+
+    def _continue_prefill(
+        self, seq: Seq, budget: int, calm: bool, now: float, notices: list[Notice]
+    ) -> tuple[int, bool]:
+        chunk = min(seq.tokens - seq.computed, budget)
+        if chunk <= 0:
+            return budget, calm
+        need = self._blocks(seq.computed + chunk) - self._held(seq)
+        if need > self.free:
+            self._preempt(seq, now, notices)
+            return budget, False
+        self._take_chunk(seq, chunk, need)
+        return budget - chunk, calm
+
+    def _take_chunk(self, seq: Seq, chunk: int, need: int) -> None:
+        self.free -= need
+        seq.blocks += need
+        seq.chunk = chunk
+        seq.state = PREFILLING
+        self.chunks.append(seq)
+
+    def _admit(self, budget: int, notices: list[Notice], now: float) -> None:
+        self.blocked = False
+        if self.ready:
+            budget = self._admit_ready(budget, notices)
+        waiting = self.waiting
+        while waiting and budget > 0 and len(self.running) < self.max_num_seqs:
+            seq = waiting[0]
+            if seq.kind == PULL or seq.kind == STAGE:
+                need = self._blocks(seq.tokens) - self._held(seq)
+                if need > self.free:
+                    self.blocked = True
+                    return
+                waiting.popleft()
+                self.free -= need
+                seq.blocks += need
+                seq.state = PULLING
+                notices.append(Notice(PULL_READY, seq))
+                continue
+            if not self._start_prefill(seq, budget, now):
+                self.blocked = True
+                return
+            waiting.popleft()
+            budget -= seq.chunk
+        if waiting:
+            self.blocked = True
+
+    def _admit_ready(self, budget: int, notices: list[Notice]) -> int:
+        if len(self.ready) > 1:
+            self.ready.sort(key=_by_order)
+        left: list[Seq] = []
+        for seq in self.ready:
+            need = self._blocks(seq.tokens) - self._held(seq)
+            if budget <= 0 or len(self.running) >= self.max_num_seqs or need > self.free:
+                left.append(seq)
+                continue
+            self.free -= need
+            seq.blocks += need
+            self.running[seq.request] = seq
+            self._join_batch(seq)
+            self.joined.append(seq)
+            budget -= 1
+            notices.append(Notice(JOINED, seq))
+        self.ready = left
+        return budget
+
+    def _start_prefill(self, seq: Seq, budget: int, now: float) -> bool:
+        """Admit a prompt if all of it fits; take its first chunk."""
+        if seq.kind == REPROMPT:  # its KV is its own running sequence's: only the last, partial block is copied
+            if self.free < 1:
+                return False
+            seq.computed = (seq.tokens - 1) // self.block_size * self.block_size
+            self.running[seq.request] = seq
+            seq.blocks = 0
+            self._take_chunk(seq, seq.tokens - seq.computed, 1)
+            return True
+        cache = self.cache
+        if cache is not None and seq.hashes and seq.computed == 0:
+            # At least the last token is computed, and hits are whole blocks (vLLM).
+            hits = min(cache.match(seq.hashes), (seq.tokens - 1) // self.hash_tokens)
+            idle = 0
+            for i in range(hits):
+                if cache.references[seq.hashes[i]] == 0:
+                    idle += cache.width
+            if self._blocks(seq.tokens) - hits * cache.width + idle > self.free:
+                return False
+            for i in range(hits):
+                self.free -= cache.acquire(seq.hashes[i])
+                seq.shared.append(seq.hashes[i])
+            seq.computed = hits * self.hash_tokens
+        elif self._blocks(seq.tokens) - self._held(seq) > self.free:
+            return False
+        if seq.started_s < 0.0:
+            seq.started_s = now
+        self.running[seq.request] = seq
+        chunk = min(seq.tokens - seq.computed, budget)
+        self._take_chunk(seq, chunk, self._blocks(seq.computed + chunk) - self._held(seq))
+        return True
+
+    def _plan(self, now: float) -> None:
+        """Fix how long the next step or leap takes, and when to wake."""
+        self.version += 1
+        batch = self.batch
+        chunks = self.chunks
+        if chunks:
+            new: list[int] = []
+            past: list[int] = []
+            for seq in chunks:
+                new.append(seq.chunk)
+                past.append(seq.computed)
+            self.first_s = self.model.step_s(batch, self.context, new, past) * self._factor()
+            self.rise_s = 0.0
+            self.planned = 1
+        elif batch > 0:
+            intercept, slope, limit = self.model.decode_affine(batch, self.context)
+            factor = self._factor()
+            self.first_s = (intercept + slope * self.context) * factor
+            self.rise_s = slope * batch * factor
+            self.planned = self._longest_leap(limit)
+        else:
+            self.planned = 0
+            self.wake_s = inf
+            return
+        self.last_step_s = self.first_s
+        for seq in self.joined:  # their first gap spans the transfer
+            self.gaps.add(now + self.first_s - seq.last_token_s, 0.0, 1, 1)
+        self.wake_s = self.time_of(self.planned)
+
+    def _longest_leap(self, limit: float) -> int:
+        """Steps until something must change: an end, a bend of the step model, blocks run out, noise is redrawn."""
+        finishing = self.finishing
+        while True:
+            finish_step, ticket, seq = finishing[0]
+            if seq.state == DECODING and seq.ticket == ticket:
+                break
+            heappop(finishing)
+        k = finish_step - self.step
+        if limit != inf:
+            k = min(k, max(1, int((limit - self.context) / self.batch) + 1))
+        if self.noise:
+            k = min(k, NOISE_EPOCH_STEPS - self.step % NOISE_EPOCH_STEPS)
+        return self._affordable(k)
+
+    def _affordable(self, k: int) -> int:
+        """Cut a leap of ``k`` steps at the first one whose new blocks are not there."""
+        size = self.block_size
+        free = self.free
+        batch = self.batch
+        if batch * ((k - 1) // size + 1) <= free:
+            return k
+        cycles = free // batch
+        if cycles > 0:
+            free -= cycles * batch
+        j = cycles * size
+        while j < k - 1:
+            j += 1
+            free -= self.growth[(self.step + j) % size]
+            if free < 0:
+                return j
+        return k
+
+    # -- small things -----------------------------------------------------------------------------------------------
+
+    def _factor(self) -> float:
+        if not self.noise:
+            return self.slow
+        return self.slow * self.noise[(self.step // NOISE_EPOCH_STEPS) % len(self.noise)]
+
+    def time_of(self, k: int) -> float:
+        """When step ``k`` of the leap ends."""
+        return self.begin_s + k * self.first_s + self.rise_s * (0.5 * k * (k - 1))
+
+    def _boundary(self, t: float) -> int:
+        """The first step end at or after ``t``."""
+        span = t - self.begin_s
+        if span <= 0.0:
+            return 0
+        first, rise = self.first_s, self.rise_s
+        if rise <= 0.0:
+            k = int(span / first)
+        else:
+            half = first - 0.5 * rise
+            k = int((sqrt(half * half + 2.0 * rise * span) - half) / rise)
+        while k > 0 and self.time_of(k - 1) >= t:
+            k -= 1
+        while self.time_of(k) < t:
+            k += 1
+        return k
+
+    def _poke(self, now: float) -> None:
+        """Something may change: wake at the next boundary, or at once if idle."""
+        if self.planned == 0:
+            if self.wake_s > now:
+                self.wake_s = now
+                self.version += 1
+            return
+        if self.planned == 1:
+            return
+        k = self._boundary(now)
+        if k < 1:
+            k = 1  # the first step has just begun: vLLM does not take it back
+        if k < self.planned:
+            self.planned = k
+            self.wake_s = self.time_of(k)
+            self.version += 1
+
+    def _blocks(self, tokens: int) -> int:
+        return (tokens + self.block_size - 1) // self.block_size
+
+    def _held(self, seq: Seq) -> int:
+        if seq.shared:
+            assert self.cache is not None
+            return seq.blocks + len(seq.shared) * self.cache.width
+        return seq.blocks
+
+    def _growth_of(self, k: int) -> int:
+        """Blocks that the batch takes during the ``k`` steps after the one begun."""
+        size = self.block_size
+        total = (k // size) * self.batch
+        growth = self.growth
+        for j in range(1, k % size + 1):
+            total += growth[(self.step + j) % size]
+        return total
+
+    def _join_batch(self, seq: Seq) -> None:
+        """Into the decode batch. Its ``tokens`` and ``blocks`` are exact as of this boundary."""
+        seq.state = DECODING
+        seq.at_step = self.step
+        seq.phase = (1 - seq.tokens + self.step) % self.block_size
+        self.order += 1
+        seq.ticket = self.order
+        self.batch += 1
+        self.context += seq.tokens
+        self.growth[seq.phase] += 1
+        heappush(self.finishing, (self.step + seq.final_tokens - seq.tokens, seq.ticket, seq))
+
+    def _leave_batch(self, seq: Seq) -> None:
+        """Out of the decode batch. ``tokens`` must be exact as of this boundary; brings ``blocks`` up to date."""
+        tokens = seq.tokens
+        self.batch -= 1
+        self.context -= tokens
+        self.growth[seq.phase] -= 1
+        # KV exists for all tokens but the newest, whose step has not begun.
+        seq.blocks += self._blocks(tokens - 1) - self._held(seq)
+        del self.running[seq.request]
+
+    def _free(self, seq: Seq) -> None:
+        self.free += seq.blocks
+        seq.blocks = 0
+        seq.computed = 0
+        if seq.shared:
+            cache = self.cache
+            assert cache is not None
+            for h in seq.shared:
+                self.free += cache.release(h)
+            seq.shared = []
+
+    def _share(self, seq: Seq) -> None:
+        """Let others find the full prompt blocks that this sequence has just computed."""
+        cache = self.cache
+        if cache is None or not seq.hashes:
+            return
+        full = min(len(seq.hashes), seq.computed // self.hash_tokens)
+        for i in range(len(seq.shared), full):
+            if not cache.insert(seq.hashes[i]):
+                break
+            seq.shared.append(seq.hashes[i])
+            seq.blocks -= cache.width
+
+
+def _by_order(seq: Seq) -> int:
+    return seq.order

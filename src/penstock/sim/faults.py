@@ -1,0 +1,77 @@
+"""What happens to the requests when an instance dies, comes back, or slows down."""
+
+from __future__ import annotations
+
+from penstock.core.events import InstanceDown, InstanceSlow
+from penstock.sim.seq import DECODING, PULLING
+from penstock.sim.world import World
+
+
+def take_down(world: World, instance: int) -> None:
+    """An instance dies with all its KV.
+
+    Running and queued requests are lost and go elsewhere. KV that it only pinned for somebody else's pull is computed
+    again by the puller (vLLM's ``kv_load_failure_policy: recompute``).
+    """
+    if not world.up[instance]:
+        return
+    engine = world.engines[instance]
+    now = world.now
+    world.up[instance] = False
+    lost: list[int] = []
+    generated: list[int] = []
+    moved_on: set[int] = set()
+
+    for flow in world.network.touching(instance):
+        world.cancel_flow(world.flights[flow.request])
+    for flight in list(world.flights.values()):
+        move = flight.move
+        if move is None or instance not in (move.source, move.target):
+            continue
+        if move.target == instance:
+            nowhere = move.extracted and flight.source < 0
+            world.fail_move(flight, "target went down")
+            if nowhere:
+                lost.append(flight.request)
+                generated.append(flight.generated)
+        elif move.extracted:
+            moved_on.add(flight.request)
+            if flight.source == instance:  # the last copy can no longer be pulled
+                world.recompute(flight, world.engines[move.target])
+        else:
+            world.fail_move(flight, "source went down")
+
+    done = engine.steps_done(now)
+    for seq in engine.seqs.values():
+        key = instance * 2**40 + seq.request
+        if seq.request < 0 or key in world.orphans:
+            world.orphans.discard(key)
+            continue
+        if seq.request in moved_on or seq.request not in world.flights:
+            continue
+        flight = world.flights[seq.request]
+        if flight.engine == instance:
+            if seq.state == DECODING:
+                flight.generated = engine.tokens_of(seq, now) - flight.prompt
+                flight.last_token_s = engine.time_of(done) if done > 0 else engine.begin_s
+            if flight.source == instance:
+                flight.source = -1
+            world.emitted[seq.request] = flight.generated
+            lost.append(seq.request)
+            generated.append(flight.generated)
+        elif flight.source == instance:
+            flight.source = -1
+            waiting = world.engines[flight.engine].seqs.get(seq.request)
+            if waiting is not None and waiting.state == PULLING:
+                world.recompute(flight, world.engines[flight.engine])
+    engine.reset()
+    world.network.forget(instance)
+    world.tell(InstanceDown(instance, tuple(lost), tuple(generated)))
+
+
+def slow_down(world: World, instance: int, factor: float) -> None:
+    """An instance runs ``factor`` times slower from its next step on."""
+    engine = world.engines[instance]
+    engine.set_slow(factor, world.now)
+    world.arm(engine)
+    world.tell(InstanceSlow(instance, factor))

@@ -1,0 +1,277 @@
+"""``simulate``: a trace, a cluster and a policy in; columns out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from math import inf
+from typing import Any
+
+import numpy as np
+
+from penstock.control.controller import Controller
+from penstock.core.actions import Migrate
+from penstock.core.errors import PenstockError
+from penstock.core.types import MigrationLevel, Role, Slo
+from penstock.policy.parts import Beliefs, Policy
+from penstock.sim.cluster import ClusterSpec, Fault, FaultKind, ForcedMove, LengthSource, Scenario
+from penstock.sim.engine import Engine, GapLog
+from penstock.sim.faults import slow_down, take_down
+from penstock.sim.network import Network
+from penstock.sim.result import (
+    Flips,
+    InstanceColumns,
+    Migrations,
+    RequestColumns,
+    SimResult,
+    Timeline,
+    TokenGaps,
+)
+from penstock.sim.stepping import SteppingEngine
+from penstock.sim.world import World
+from penstock.workload.trace import Trace
+
+ALL_LEVELS = tuple(MigrationLevel)
+NOISE_DRAWS = 4096
+
+
+def simulate(
+    trace: Trace,
+    cluster: ClusterSpec,
+    policy: Policy,
+    beliefs: Beliefs,
+    slos: Slo | Sequence[Slo],
+    scenario: Scenario | None = None,
+    lengths: LengthSource | None = None,
+    log: Any = None,
+    progress: Callable[[int], None] | None = None,
+) -> SimResult:
+    """Run a trace through a cluster under a policy.
+
+    Parameters
+    ----------
+    trace : Trace
+    cluster : ClusterSpec
+        The true costs.
+    policy : Policy
+        A fresh one: policies keep state.
+    beliefs : Beliefs
+        What the policy thinks things cost.
+    slos : Slo or one Slo per class of the trace
+    scenario : Scenario, optional
+        Noise, faults, sampling, stepping.
+    lengths : LengthSource, optional
+        Stands in for the engines' remaining-length predictor.
+    log : object with ``write(now_s, event, actions)``, optional
+        Receives every event with the controller's answer.
+    progress : callable, optional
+        Called with the number of requests that have arrived, now and then.
+
+    Returns
+    -------
+    SimResult
+        ``wall_s`` is the time of the event loop alone.
+    """
+    scenario = scenario if scenario is not None else Scenario()
+    world = build_world(trace, cluster, policy, beliefs, slos, scenario, lengths, log)
+    sampler = _Sampler(world)
+    if scenario.sample_s is not None:
+        world.sample_s = scenario.sample_s
+        world.on_sample = sampler.sample
+    until_s = scenario.until_s if scenario.until_s is not None else inf
+    start = time.perf_counter()
+    world.run(until_s, progress)
+    wall_s = time.perf_counter() - start
+    return _collect(world, trace, policy.name, cluster, sampler, wall_s)
+
+
+def build_world(
+    trace: Trace,
+    cluster: ClusterSpec,
+    policy: Policy,
+    beliefs: Beliefs,
+    slos: Slo | Sequence[Slo],
+    scenario: Scenario,
+    lengths: LengthSource | None = None,
+    log: Any = None,
+) -> World:
+    """The world at time zero, instances announced: for those who want to look inside (tests). See ``simulate``."""
+    per_class = [slos] * len(trace.class_names) if isinstance(slos, Slo) else list(slos)
+    if len(per_class) != len(trace.class_names):
+        raise PenstockError(
+            f"{len(per_class)} SLOs for {len(trace.class_names)} classes {', '.join(trace.class_names)}",
+            "give one SLO a class, or one for all",
+        )
+    gaps = GapLog()
+    engines = _engines(trace, cluster, scenario, gaps)
+    network = Network([s.link_bytes_per_s for s in cluster.instances], cluster.link_latency_s, cluster.handshake_s)
+    world = World(
+        Controller(policy, beliefs, cluster.migration_level, cluster.lease_s),
+        engines,
+        network,
+        cluster.kv_bytes_per_token,
+        trace.arrival_s.tolist(),
+        trace.prompt_tokens.tolist(),
+        trace.output_tokens.tolist(),
+        per_class,
+        trace.slo_class.tolist(),
+        [trace.prefixes.of(i) for i in range(len(trace))] if trace.prefixes is not None else [],
+        min(s.capacity_tokens for s in cluster.instances),
+    )
+    world.lengths = lengths
+    world.log = log
+    world.tick_s = policy.tick_s() or 0.0
+    world.on_injected = lambda thing: _injected(world, cluster, thing)
+    for i, spec in enumerate(cluster.instances):
+        world.announce(i, spec.role, ALL_LEVELS)
+    things: list[Fault | ForcedMove] = [*scenario.faults, *scenario.forced_moves]
+    for thing in things:
+        world.inject(thing.time_s, thing)
+    return world
+
+
+def _engines(trace: Trace, cluster: ClusterSpec, scenario: Scenario, gaps: GapLog) -> list[Engine]:
+    rng = np.random.default_rng(scenario.seed)
+    hash_tokens = trace.prefixes.block_tokens if trace.prefixes is not None else 0
+    engines: list[Engine] = []
+    for i, spec in enumerate(cluster.instances):
+        if hash_tokens % spec.block_size:
+            raise PenstockError(
+                f"prefix hashes cover {hash_tokens} tokens, not a multiple of the block size {spec.block_size}",
+                "choose a block size that divides it",
+            )
+        noise: list[float] = []
+        if scenario.noise > 0.0:
+            sigma = scenario.noise
+            noise = np.exp(rng.normal(-0.5 * sigma * sigma, sigma, NOISE_DRAWS)).tolist()
+        make = SteppingEngine if scenario.stepping else Engine
+        engine = make(
+            i,
+            spec.step_model,
+            spec.capacity_blocks,
+            spec.block_size,
+            spec.max_num_seqs,
+            spec.max_num_batched_tokens,
+            gaps,
+            hash_tokens,
+            noise,
+        )
+        if isinstance(engine, SteppingEngine):
+            engine.open_table()
+        engines.append(engine)
+    return engines
+
+
+def _injected(world: World, cluster: ClusterSpec, thing: Fault | ForcedMove) -> None:
+    """A fault or a forced move is due."""
+    if isinstance(thing, ForcedMove):
+        action = world.controller.order_move(thing.request, thing.target)
+        if isinstance(action, Migrate):
+            world.act(action)
+        return
+    if thing.kind is FaultKind.DOWN:
+        take_down(world, thing.instance)
+    elif thing.kind is FaultKind.UP:
+        world.up[thing.instance] = True
+        world.announce(thing.instance, Role(int(world.controller.view.role[thing.instance])), ALL_LEVELS)
+    else:
+        slow_down(world, thing.instance, thing.factor)
+
+
+class _Sampler:
+    """Collects the timeline."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.rows: list[tuple[float, list[tuple[int, int, int, int, int]]]] = []
+
+    def sample(self, now: float) -> None:
+        world = self.world
+        row = []
+        for engine in world.engines:
+            load = engine.load(now)
+            used = engine.capacity_blocks - load.free_blocks
+            role = int(world.controller.view.role[engine.index])
+            row.append((load.decode_tokens, load.running, load.waiting, used, role))
+        self.rows.append((now, row))
+
+    def timeline(self) -> Timeline | None:
+        if not self.rows:
+            return None
+        data = np.array([row for _, row in self.rows], dtype=np.int64)
+        return Timeline(
+            time_s=np.array([t for t, _ in self.rows]),
+            resident_tokens=data[:, :, 0],
+            running=data[:, :, 1].astype(np.int32),
+            waiting=data[:, :, 2].astype(np.int32),
+            used_blocks=data[:, :, 3],
+            role=data[:, :, 4].astype(np.int8),
+        )
+
+
+def _collect(
+    world: World, trace: Trace, policy: str, cluster: ClusterSpec, sampler: _Sampler, wall_s: float
+) -> SimResult:
+    for flight in world.flights.values():  # unfinished: say how far they came
+        engine = world.engines[flight.engine] if flight.engine >= 0 else None
+        seq = engine.seqs.get(flight.request) if engine is not None else None
+        if engine is not None and seq is not None and world.first_token_s[flight.request] >= 0:
+            world.emitted[flight.request] = max(
+                world.emitted[flight.request], engine.tokens_of(seq, world.now) - flight.prompt
+            )
+    gaps = world.engines[0].gaps
+    moves = world.moves
+    return SimResult(
+        trace=trace,
+        policy=policy,
+        requests=RequestColumns(
+            outcome=np.array(world.outcome, np.int8),
+            prefill_start_s=np.array(world.prefill_start_s),
+            first_token_s=np.array(world.first_token_s),
+            decode_start_s=np.array(world.decode_start_s),
+            finish_s=np.array(world.finish_s),
+            emitted=np.array(world.emitted, np.int64),
+            prefill_instance=np.array(world.prefill_instance, np.int32),
+            decode_instance=np.array(world.decode_instance, np.int32),
+            preemptions=np.array(world.preempted, np.int32),
+            migrations=np.array(world.migrated, np.int32),
+        ),
+        gaps=TokenGaps(
+            np.array(gaps.first_s), np.array(gaps.rise_s), np.array(gaps.count), np.array(gaps.batch)
+        ),
+        migrations=Migrations(
+            start_s=np.array([m[0] for m in moves], np.float64),
+            done_s=np.array([m[1] for m in moves], np.float64),
+            request=np.array([m[2] for m in moves], np.int64),
+            source=np.array([m[3] for m in moves], np.int32),
+            target=np.array([m[4] for m in moves], np.int32),
+            tokens=np.array([m[5] for m in moves], np.int64),
+            level=np.array([m[6] for m in moves], np.int8),
+            pause_s=np.array([m[7] for m in moves], np.float64),
+            reason=tuple(m[8] for m in moves),
+        ),
+        flips=Flips(
+            time_s=np.array([f[0] for f in world.flips], np.float64),
+            instance=np.array([f[1] for f in world.flips], np.int32),
+            role=np.array([f[2] for f in world.flips], np.int8),
+        ),
+        timeline=sampler.timeline(),
+        instances=InstanceColumns(
+            role=np.array([int(s.role) for s in cluster.instances], np.int8),
+            capacity_blocks=np.array([e.capacity_blocks for e in world.engines], np.int64),
+            block_size=np.array([e.block_size for e in world.engines], np.int64),
+            busy_s=np.array([e.busy_s for e in world.engines]),
+            steps=np.array([e.step for e in world.engines], np.int64),
+            prefill_tokens=np.array([e.prefill_tokens for e in world.engines], np.int64),
+            decode_tokens=np.array([e.decode_tokens for e in world.engines], np.int64),
+            peak_blocks=np.array([e.capacity_blocks - e.least_free for e in world.engines], np.int64),
+            preemptions=np.array([e.preemptions for e in world.engines], np.int64),
+            bytes_in=np.array(world.network.bytes_in),
+            bytes_out=np.array(world.network.bytes_out),
+        ),
+        simulated_s=world.now,
+        wall_s=wall_s,
+        events=world.events,
+        reject_reasons=dict(world.reject_reasons),
+        failed_migrations=dict(world.failed_moves),
+    )

@@ -1,0 +1,66 @@
+"""A request's presence on one engine, and what an engine reports about it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# What the sequence is there for.
+PREFILL_ONLY: Final = 0  # compute the prompt, emit one token, keep the KV pinned for a pull
+SERVE: Final = 1  # compute (or recompute) what is missing, then decode to the end
+PULL: Final = 2  # reserve blocks, wait for KV from elsewhere, then decode to the end
+STAGE: Final = 3  # reserve blocks and hold pulled KV, but do not decode yet (first stage of a pre-copy)
+REPROMPT: Final = 4  # a re-sent prompt whose KV is here already: one short chunk, then done
+
+# Where it is in the engine.
+WAITING: Final = 0
+PULLING: Final = 1
+READY: Final = 2
+PREFILLING: Final = 3
+DECODING: Final = 4
+PINNED: Final = 5
+GONE: Final = 6
+
+# What an engine reports at a step boundary.
+FIRST_TOKEN: Final = 0  # a prefill (or recompute, see ``Seq.resumed``) ended and a token came out
+FINISHED: Final = 1
+PREEMPTED: Final = 2
+PULL_READY: Final = 3  # blocks are reserved: the transfer may start
+JOINED: Final = 4  # pulled KV is in the decode batch from this boundary on
+EXTRACTED: Final = 5  # taken out of the batch on request; KV pinned
+REPROMPTED: Final = 6
+
+
+class Seq:
+    """One request on one engine.
+
+    ``tokens`` is the length of the sequence (prompt and output so far) as of ``at_step`` of a decoding sequence, and
+    simply the length otherwise. ``computed`` tokens of it have KV here. It ends at ``final_tokens``.
+    ``last_token_s`` is when the client got the latest token (NaN before the first).
+    """
+
+    def __init__(self, request: int, kind: int, tokens: int, final_tokens: int, hashes: tuple[int, ...] = ()) -> None:
+        self.request = request
+        self.kind = kind
+        self.tokens = tokens
+        self.final_tokens = final_tokens
+        self.hashes = hashes
+        self.state: int = WAITING
+        self.order = 0
+        self.computed = 0
+        self.blocks = 0
+        self.shared: list[int] = []
+        self.at_step = 0
+        self.phase = 0
+        self.ticket = 0  # tells its latest stay in the decode batch from earlier ones
+        self.chunk = 0
+        self.resumed = False
+        self.started_s = -1.0
+        self.last_token_s = -1.0
+
+
+class Notice:
+    """Something happened to a sequence at a step boundary."""
+
+    def __init__(self, kind: int, seq: Seq) -> None:
+        self.kind = kind
+        self.seq = seq

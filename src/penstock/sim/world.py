@@ -1,0 +1,675 @@
+"""The virtual-time world: turns what engines and links do into events, and the controller's actions into orders.
+
+Read ``run`` first, then one ``_on_*`` method per thing that can happen and one ``_do_*`` method per action.
+Migrations have a file of their own (``moves.py``), faults too (``faults.py``).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from heapq import heappop, heappush
+from math import inf, nan
+from typing import Any, Final
+
+from penstock.control.controller import Controller
+from penstock.core.actions import Action, Decode, Flip, Migrate, Prefill, Reject, Serve
+from penstock.core.events import (
+    NO_PREDICTION,
+    DecodeStarted,
+    Event,
+    Finished,
+    InstanceUp,
+    Load,
+    MigrationDone,
+    MigrationFailed,
+    Preempted,
+    PrefillDone,
+    RequestArrived,
+    Tick,
+)
+from penstock.core.types import MigrationLevel, Slo
+from penstock.sim.engine import Engine
+from penstock.sim.network import DECODE, LAST_COPY, STAGE_COPY, Flow, Network
+from penstock.sim.seq import (
+    DECODING,
+    EXTRACTED,
+    FINISHED,
+    FIRST_TOKEN,
+    JOINED,
+    PINNED,
+    PREEMPTED,
+    PREFILL_ONLY,
+    PREFILLING,
+    PULL,
+    PULL_READY,
+    REPROMPT,
+    REPROMPTED,
+    SERVE,
+    STAGE,
+    Notice,
+    Seq,
+)
+
+# Kinds of entries in the event heap. Engine wakes come last among equal times, so that what arrives at the very
+# moment of a step boundary is seen at that boundary.
+FLOW_DONE: Final = 0
+TICK: Final = 1
+SAMPLE: Final = 2
+INJECTED: Final = 3
+WAKE: Final = 4
+
+TOO_LONG: Final = "prompt and output do not fit in the KV cache of one instance"
+
+
+class Mig:
+    """A migration in progress. ``copied`` tokens have reached the target."""
+
+    def __init__(self, source: int, target: int, level: MigrationLevel, reason: str, start_s: float) -> None:
+        self.source = source
+        self.target = target
+        self.level = level
+        self.reason = reason
+        self.start_s = start_s
+        self.copied = 0
+        self.extracted = False
+
+
+class Flight:
+    """Where a request is. ``source`` pins its KV for a pull (-1: nobody); ``engine`` is where it is queued or runs."""
+
+    def __init__(self, request: int, prompt: int, output: int) -> None:
+        self.request = request
+        self.prompt = prompt
+        self.final_tokens = prompt + output
+        self.generated = 0
+        self.last_token_s = -1.0
+        self.engine = -1
+        self.source = -1
+        self.move: Mig | None = None
+        self.flow: Flow | None = None
+        self.silent = False  # its next join is the end of a rolled-back migration: no event
+
+
+class World:
+    """Virtual time. Columns are indexed by request."""
+
+    def __init__(
+        self,
+        controller: Controller,
+        engines: list[Engine],
+        network: Network,
+        kv_bytes_per_token: float,
+        arrival_s: list[float],
+        prompt_tokens: list[int],
+        output_tokens: list[int],
+        slos: list[Slo],
+        slo_class: list[int],
+        hashes: list[tuple[int, ...]],
+        longest: int,
+    ) -> None:
+        self.controller = controller
+        self.engines = engines
+        self.network = network
+        self.kv_bytes_per_token = kv_bytes_per_token
+        self.arrival_s = arrival_s
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = output_tokens
+        self.slos = slos
+        self.slo_class = slo_class
+        self.hashes = hashes
+        self.longest = longest
+
+        self.now = 0.0
+        self.events = 0
+        self.heap: list[tuple[float, int, int, int, int, Any]] = []
+        self.sequence = 0
+        self.armed = [-1 for _ in engines]
+        self.waking = -1
+        self.up = [True for _ in engines]
+        self.flights: dict[int, Flight] = {}
+        self.orphans: set[int] = set()  # engine * 2**40 + request: left over after a roll-back
+        self.lengths: Any = None
+        self.log: Any = None
+        self.on_injected: Callable[[Any], None] | None = None
+        self.on_sample: Callable[[float], None] | None = None
+        self.sample_s = 0.0
+        self.tick_s = 0.0
+
+        n = len(arrival_s)
+        blank = array("d", [nan]) * n
+        zeros = array("i", [0]) * n
+        nowhere = array("i", [-1]) * n
+        self.outcome = array("b", [0]) * n
+        self.prefill_start_s = array("d", blank)
+        self.first_token_s = array("d", blank)
+        self.decode_start_s = array("d", blank)
+        self.finish_s = array("d", blank)
+        self.emitted = array("q", [0]) * n
+        self.prefill_instance = array("i", nowhere)
+        self.decode_instance = array("i", nowhere)
+        self.preempted = array("i", zeros)
+        self.migrated = array("i", zeros)
+        self.reject_reasons: dict[str, int] = {}
+        self.failed_moves: dict[str, int] = {}
+        self.moves: list[tuple[float, float, int, int, int, int, int, float, str]] = []
+        self.flips: list[tuple[float, int, int]] = []
+
+    # -- the loop ---------------------------------------------------------------------------------------------------
+
+    def run(self, until_s: float, progress: Callable[[int], None] | None = None) -> None:
+        """Run until nothing is left to happen, or until ``until_s``. ``progress`` gets the number of arrivals."""
+        heap = self.heap
+        arrival_s = self.arrival_s
+        n = len(arrival_s)
+        arrived = 0
+        next_arrival = arrival_s[0] if n else inf
+        if self.tick_s > 0.0:
+            self._push(self.tick_s, TICK, 0, None)
+        if self.sample_s > 0.0:
+            self._push(0.0, SAMPLE, 0, None)
+        while True:
+            if arrived < n and (not heap or next_arrival <= heap[0][0]):
+                if next_arrival > until_s:
+                    break
+                self.now = next_arrival
+                self.events += 1
+                self._on_arrival(arrived)
+                arrived += 1
+                next_arrival = arrival_s[arrived] if arrived < n else inf
+                if progress is not None and arrived % 1024 == 0:
+                    progress(arrived)
+                continue
+            if not heap:
+                break
+            now, kind, _, a, version, thing = heappop(heap)
+            if now > until_s:
+                break
+            if kind == WAKE:
+                engine = self.engines[a]
+                if version != engine.version or not self.up[a]:
+                    continue
+                self.now = now
+                self.events += 1
+                self._on_wake(engine)
+            elif kind == FLOW_DONE:
+                flow: Flow = thing
+                if version != flow.version or not flow.active:
+                    continue
+                self.now = now
+                self.events += 1
+                self._on_flow_done(flow)
+            else:
+                if arrived == n and not self.flights:
+                    continue  # nothing left to tick for
+                self.now = now
+                self.events += 1
+                if kind == TICK:
+                    self._on_tick()
+                    self._push(now + self.tick_s, TICK, 0, None)
+                elif kind == SAMPLE:
+                    if self.on_sample is not None:
+                        self.on_sample(now)
+                    self._push(now + self.sample_s, SAMPLE, 0, None)
+                elif self.on_injected is not None:
+                    self.on_injected(thing)
+
+    def announce(self, instance: int, role: Any, levels: tuple[MigrationLevel, ...]) -> None:
+        """Tell the controller that an instance is ready."""
+        e = self.engines[instance]
+        self.tell(InstanceUp(instance, role, e.capacity_blocks, e.block_size, e.max_num_seqs, levels))
+
+    def inject(self, time_s: float, thing: Any) -> None:
+        """Have ``on_injected`` called with ``thing`` at ``time_s``."""
+        self._push(time_s, INJECTED, 0, thing)
+
+    def tell(self, event: Event) -> None:
+        """Hand an event to the controller and do what it says."""
+        actions = self.controller.handle(event, self.now)
+        if self.log is not None:
+            self.log.write(self.now, event, actions)
+        for action in actions:
+            self.act(action)
+
+    def _push(self, time_s: float, kind: int, a: int, thing: Any, version: int = 0) -> None:
+        self.sequence += 1
+        heappush(self.heap, (time_s, kind, self.sequence, a, version, thing))
+
+    def arm(self, engine: Engine) -> None:
+        """Put an engine's next wake into the heap, if it has changed."""
+        i = engine.index
+        if i == self.waking or engine.version == self.armed[i]:
+            return
+        self.armed[i] = engine.version
+        if engine.wake_s != inf:
+            self._push(engine.wake_s, WAKE, i, None, engine.version)
+
+    # -- what happens -----------------------------------------------------------------------------------------------
+
+    def _on_arrival(self, i: int) -> None:
+        prompt, output = self.prompt_tokens[i], self.output_tokens[i]
+        if prompt + output > self.longest:
+            self.outcome[i] = 2
+            self.reject_reasons[TOO_LONG] = self.reject_reasons.get(TOO_LONG, 0) + 1
+            return
+        self.flights[i] = Flight(i, prompt, output)
+        prefix = self.hashes[i] if self.hashes else ()
+        self.tell(RequestArrived(i, prompt, self.slos[self.slo_class[i]], self.slo_class[i], prefix))
+
+    def _on_wake(self, engine: Engine) -> None:
+        now = self.now
+        self.waking = engine.index
+        for notice in engine.settle(now):
+            self._on_notice(engine, notice)
+        for notice in engine.begin(now):
+            self._on_notice(engine, notice)
+        self.waking = -1
+        self.arm(engine)
+
+    def _on_notice(self, engine: Engine, notice: Notice) -> None:
+        seq = notice.seq
+        kind = notice.kind
+        if seq.kind == REPROMPT:
+            self._on_reprompt(engine, notice)
+            return
+        if self.orphans and engine.index * 2**40 + seq.request in self.orphans:
+            self._on_orphan(engine, notice)
+            return
+        if kind == FIRST_TOKEN:
+            self._on_first_token(engine, seq)
+        elif kind == FINISHED:
+            self._on_finished(engine, seq)
+        elif kind == PULL_READY:
+            self._on_pull_ready(engine, seq)
+        elif kind == JOINED:
+            self._on_joined(engine, seq)
+        elif kind == PREEMPTED:
+            self._on_preempted(engine, seq)
+        elif kind == EXTRACTED:
+            self._on_extracted(engine, seq)
+
+    def _on_first_token(self, engine: Engine, seq: Seq) -> None:
+        now = self.now
+        i = seq.request
+        flight = self.flights[i]
+        move = flight.move
+        if move is not None and move.target == engine.index:
+            self._cut_over(flight, move, engine, seq)
+            return
+        flight.generated = seq.tokens - flight.prompt
+        flight.last_token_s = now
+        if self.prefill_instance[i] < 0 or flight.generated == 1:
+            self.prefill_instance[i] = engine.index
+            self.first_token_s[i] = now
+            self.prefill_start_s[i] = seq.started_s
+        self.emitted[i] = flight.generated
+        if seq.kind == PREFILL_ONLY:
+            flight.source = engine.index
+            self.tell(PrefillDone(i, engine.index, engine.load(now), self._predict(flight, flight.generated)))
+            return
+        if seq.tokens < flight.final_tokens:
+            self.decode_instance[i] = engine.index
+            if self.decode_start_s[i] != self.decode_start_s[i]:
+                self.decode_start_s[i] = now
+        if seq.resumed:
+            self.tell(DecodeStarted(i, engine.index, engine.load(now)))
+            return
+        self.tell(PrefillDone(i, engine.index, engine.load(now), self._predict(flight, flight.generated)))
+
+    def _on_finished(self, engine: Engine, seq: Seq) -> None:
+        now = self.now
+        i = seq.request
+        flight = self.flights[i]
+        if flight.move is not None:
+            self.fail_move(flight, "finished first")
+        if flight.generated == 0:  # a single token was asked for: it came out of the prefill
+            self.prefill_instance[i] = engine.index
+            self.first_token_s[i] = now
+            self.prefill_start_s[i] = seq.started_s
+        self.outcome[i] = 1
+        self.finish_s[i] = now
+        generated = flight.final_tokens - flight.prompt
+        self.emitted[i] = generated
+        del self.flights[i]
+        self.tell(Finished(i, engine.index, generated, engine.load(now)))
+
+    def _on_pull_ready(self, engine: Engine, seq: Seq) -> None:
+        flight = self.flights[seq.request]
+        move = flight.move
+        if move is not None and move.target == engine.index:
+            tokens = seq.tokens - 1 if seq.kind == PULL else seq.tokens
+            tokens -= move.copied
+            purpose = STAGE_COPY if seq.kind == STAGE else LAST_COPY
+            source = move.source
+        else:
+            tokens = seq.tokens - 1
+            purpose = DECODE
+            source = flight.source
+        if source < 0 or not self.up[source]:
+            self.recompute(flight, engine)
+            return
+        changed = self.network.start(
+            seq.request, purpose, source, engine.index, tokens * self.kv_bytes_per_token, self.now
+        )
+        flight.flow = changed[len(changed) - 1]
+        self._push_flows(changed)
+
+    def _push_flows(self, flows: list[Flow]) -> None:
+        for flow in flows:
+            self._push(flow.done_s, FLOW_DONE, 0, flow, flow.version)
+
+    def _on_flow_done(self, flow: Flow) -> None:
+        now = self.now
+        changed = self.network.end(flow, now)
+        if changed:
+            self._push_flows(changed)
+        flight = self.flights[flow.request]
+        flight.flow = None
+        target = self.engines[flow.target]
+        if flow.purpose == STAGE_COPY:
+            self._staged(flight, target)
+            return
+        source = self.engines[flow.source]
+        flight.source = -1
+        source.release(flow.request, now)
+        self.arm(source)
+        target.pulled(flow.request, now)
+        self.arm(target)
+
+    def _on_joined(self, engine: Engine, seq: Seq) -> None:
+        now = self.now
+        i = seq.request
+        flight = self.flights[i]
+        if flight.silent:
+            flight.silent = False
+            return
+        move = flight.move
+        if move is not None and move.target == engine.index:
+            self._moved(flight, move, engine, seq, now + engine.first_s - seq.last_token_s)
+            return
+        flight.source = -1
+        self.decode_instance[i] = engine.index
+        if self.decode_start_s[i] != self.decode_start_s[i]:
+            self.decode_start_s[i] = now
+        self.tell(DecodeStarted(i, engine.index, engine.load(now)))
+
+    def _on_preempted(self, engine: Engine, seq: Seq) -> None:
+        i = seq.request
+        self.preempted[i] += 1
+        flight = self.flights[i]
+        move = flight.move
+        if move is not None:
+            self.fail_move(flight, "preempted")
+            if engine.index == move.target:
+                return
+        self.tell(Preempted(i, engine.index, engine.load(self.now)))
+
+    def _on_tick(self) -> None:
+        now = self.now
+        instances: list[int] = []
+        loads: list[Load] = []
+        requests: list[int] = []
+        generated: list[int] = []
+        predicted: list[float] = []
+        for engine in self.engines:
+            if not self.up[engine.index]:
+                continue
+            instances.append(engine.index)
+            loads.append(engine.load(now))
+            done = engine.steps_done(now)
+            ahead = engine.step + done
+            stepping = not engine.leaps
+            for seq in engine.running.values():
+                if seq.state != DECODING:
+                    continue
+                flight = self.flights.get(seq.request)
+                if flight is None or flight.engine != engine.index:
+                    continue
+                tokens = seq.tokens if stepping else seq.tokens + ahead - seq.at_step
+                requests.append(seq.request)
+                generated.append(tokens - flight.prompt)
+                predicted.append(self._predict(flight, tokens - flight.prompt))
+        self.tell(Tick(tuple(instances), tuple(loads), tuple(requests), tuple(generated), tuple(predicted)))
+
+    def _predict(self, flight: Flight, generated: int) -> float:
+        if self.lengths is None:
+            return NO_PREDICTION
+        left = flight.final_tokens - flight.prompt - generated
+        prediction: float = self.lengths.remaining(flight.request, left, generated)
+        return prediction
+
+    # -- what the controller wants ----------------------------------------------------------------------------------
+
+    def act(self, action: Action) -> None:
+        if isinstance(action, Prefill):
+            self._do_prefill(action.request, action.instance, PREFILL_ONLY)
+        elif isinstance(action, Decode):
+            self._do_decode(action)
+        elif isinstance(action, Serve):
+            self._do_prefill(action.request, action.instance, SERVE)
+        elif isinstance(action, Migrate):
+            self._do_migrate(action)
+        elif isinstance(action, Flip):
+            self.flips.append((self.now, action.instance, int(action.role)))
+        elif isinstance(action, Reject):
+            self._do_reject(action)
+
+    def _do_prefill(self, request: int, instance: int, kind: int) -> None:
+        flight = self.flights[request]
+        if flight.source >= 0:  # computed again from the start: nobody will pull the old KV
+            self.unpin(flight)
+        engine = self.engines[instance]
+        hashes = self.hashes[request] if self.hashes else ()
+        seq = Seq(request, kind, flight.prompt + flight.generated, flight.final_tokens, hashes)
+        seq.last_token_s = flight.last_token_s
+        if flight.generated > 0 and kind == SERVE:
+            seq.resumed = True
+        flight.engine = instance
+        engine.submit(seq, self.now)
+        self.arm(engine)
+
+    def _do_decode(self, action: Decode) -> None:
+        flight = self.flights[action.request]
+        engine = self.engines[action.instance]
+        flight.engine = action.instance
+        if flight.source == action.instance:
+            engine.adopt(action.request, flight.final_tokens, self.now)
+        else:
+            seq = Seq(action.request, PULL, flight.prompt + flight.generated, flight.final_tokens)
+            seq.last_token_s = flight.last_token_s
+            engine.submit(seq, self.now)
+        self.arm(engine)
+
+    def _do_reject(self, action: Reject) -> None:
+        flight = self.flights.pop(action.request)
+        if flight.source >= 0:
+            self.unpin(flight)
+        self.outcome[action.request] = 2
+        self.emitted[action.request] = flight.generated
+        self.reject_reasons[action.reason] = self.reject_reasons.get(action.reason, 0) + 1
+
+    def unpin(self, flight: Flight) -> None:
+        """Let the source forget a request's KV."""
+        source = self.engines[flight.source]
+        if self.up[flight.source] and flight.request in source.seqs:
+            source.release(flight.request, self.now)
+            self.arm(source)
+        flight.source = -1
+
+    def recompute(self, flight: Flight, engine: Engine) -> None:
+        """The KV cannot be pulled: have ``engine`` compute it."""
+        engine.recompute(flight.request, self.now)
+        flight.source = -1
+        self.arm(engine)
+
+    def cancel_flow(self, flight: Flight) -> None:
+        """Stop a request's transfer, if there is one."""
+        if flight.flow is not None:
+            self._push_flows(self.network.end(flight.flow, self.now))
+            flight.flow = None
+
+    # -- migrations -------------------------------------------------------------------------------------------------
+
+    def _do_migrate(self, action: Migrate) -> None:
+        i = action.request
+        flight = self.flights[i]
+        source = self.engines[action.source]
+        target = self.engines[action.target]
+        seq = source.seqs.get(i)
+        if seq is None or seq.state != DECODING or i in target.seqs or not self.up[action.target]:
+            self._note_failed("not movable any more")
+            self.tell(MigrationFailed(i, action.source, action.target, "not movable any more"))
+            return
+        now = self.now
+        move = Mig(action.source, action.target, action.level, action.reason, now)
+        flight.move = move
+        tokens = source.tokens_of(seq, now)
+        if action.level == MigrationLevel.PRECOPY:
+            full = (tokens - 1) // target.block_size * target.block_size
+            if full > 0:
+                self._stage(flight, target, full)
+                return
+            source.extract(i, now)
+        elif action.level == MigrationLevel.REPROMPT:
+            source.submit(Seq(-1 - i, REPROMPT, tokens, tokens + 1), now)
+        else:
+            source.extract(i, now)
+        self.arm(source)
+
+    def _stage(self, flight: Flight, target: Engine, tokens: int) -> None:
+        target.submit(Seq(flight.request, STAGE, tokens, flight.final_tokens), self.now)
+        self.arm(target)
+
+    def _on_reprompt(self, engine: Engine, notice: Notice) -> None:
+        """The source has re-computed the tail of a re-sent prompt (or was preempted doing so)."""
+        i = -1 - notice.seq.request
+        flight = self.flights.get(i)
+        if notice.kind == PREEMPTED:
+            engine.release(notice.seq.request, self.now)
+            if flight is not None and flight.move is not None:
+                self.fail_move(flight, "preempted")
+        elif notice.kind == REPROMPTED and flight is not None and flight.move is not None:
+            target = self.engines[flight.move.target]
+            if self.up[target.index]:
+                self._stage(flight, target, notice.seq.tokens)
+
+    def _staged(self, flight: Flight, target: Engine) -> None:
+        """The first copy is on the target; the source has gone on decoding meanwhile."""
+        move = flight.move
+        assert move is not None
+        i = flight.request
+        source = self.engines[move.source]
+        staged = target.seqs[i]
+        target.pulled(i, self.now)
+        move.copied = staged.tokens
+        seq = source.seqs[i]
+        if move.level == MigrationLevel.REPROMPT:
+            staged.last_token_s = -1.0  # the client goes on getting the source's tokens
+            target.serve_from(i, source.tokens_of(seq, self.now), self.now)
+            self.arm(target)
+            return
+        source.extract(i, self.now)
+        self.arm(source)
+
+    def _on_extracted(self, engine: Engine, seq: Seq) -> None:
+        """The source has stopped: let the target pull what it lacks."""
+        flight = self.flights[seq.request]
+        move = flight.move
+        if move is None or move.source != engine.index:  # rolled back meanwhile: it simply goes on
+            flight.silent = True
+            engine.adopt(seq.request, flight.final_tokens, self.now)
+            return
+        target = self.engines[move.target]
+        move.extracted = True
+        flight.source = engine.index
+        flight.last_token_s = seq.last_token_s
+        flight.generated = seq.tokens - flight.prompt
+        self.emitted[seq.request] = flight.generated
+        now = self.now
+        if move.level == MigrationLevel.REPLAY:
+            engine.release(seq.request, now)
+            flight.source = -1
+            fresh = Seq(seq.request, SERVE, seq.tokens, flight.final_tokens)
+            fresh.resumed = True
+            fresh.last_token_s = seq.last_token_s
+            target.submit(fresh, now)
+        elif move.copied > 0:
+            target.seqs[seq.request].last_token_s = seq.last_token_s
+            target.extend(seq.request, seq.tokens, now)
+        else:
+            fresh = Seq(seq.request, PULL, seq.tokens, flight.final_tokens)
+            fresh.last_token_s = seq.last_token_s
+            target.submit(fresh, now)
+        self.arm(target)
+
+    def _cut_over(self, flight: Flight, move: Mig, engine: Engine, seq: Seq) -> None:
+        """The target's first token is out: it takes over; whatever the source does now is surplus."""
+        now = self.now
+        i = seq.request
+        pause = now - flight.last_token_s
+        if move.level == MigrationLevel.REPROMPT:
+            source = self.engines[move.source]
+            old = source.seqs[i]
+            ahead = source.tokens_of(old, now) - seq.tokens
+            # Tokens the source is ahead must be decoded again before the client sees a new one.
+            pause = max(ahead, 0) * source.last_step_s + source.last_step_s
+            self.orphans.add(source.index * 2**40 + i)
+            source.extract(i, now)
+            self.arm(source)
+        self._moved(flight, move, engine, seq, pause)
+
+    def _moved(self, flight: Flight, move: Mig, engine: Engine, seq: Seq, pause_s: float) -> None:
+        now = self.now
+        i = seq.request
+        flight.move = None
+        flight.engine = engine.index
+        flight.source = -1
+        self.migrated[i] += 1
+        self.decode_instance[i] = engine.index
+        self.moves.append(
+            (move.start_s, now, i, move.source, move.target, seq.tokens, int(move.level), pause_s, move.reason)
+        )
+        source = self.engines[move.source]
+        self.tell(MigrationDone(i, move.source, move.target, source.load(now), engine.load(now)))
+
+    def _note_failed(self, reason: str) -> None:
+        self.failed_moves[reason] = self.failed_moves.get(reason, 0) + 1
+
+    def fail_move(self, flight: Flight, reason: str) -> None:
+        """Roll a migration back: the source keeps the request (or takes it back), the target forgets it."""
+        move = flight.move
+        assert move is not None
+        flight.move = None
+        i = flight.request
+        now = self.now
+        self._note_failed(reason)
+        self.cancel_flow(flight)
+        target = self.engines[move.target]
+        copy = target.seqs.get(i) if self.up[move.target] else None
+        if copy is not None:
+            if copy.state == DECODING or copy.state == PREFILLING:
+                self.orphans.add(move.target * 2**40 + i)
+            else:
+                target.release(i, now)
+                self.arm(target)
+        source = self.engines[move.source]
+        if -1 - i in source.seqs and source.seqs[-1 - i].state != PREFILLING:
+            source.release(-1 - i, now)
+        if move.extracted and self.up[move.source] and i in source.seqs and source.seqs[i].state == PINNED:
+            flight.silent = True
+            flight.source = -1
+            source.adopt(i, flight.final_tokens, now)
+            self.arm(source)
+        self.tell(MigrationFailed(i, move.source, move.target, reason))
+
+    def _on_orphan(self, engine: Engine, notice: Notice) -> None:
+        """A sequence left over after a cut-over or roll-back: drop it as soon as the engine lets go of it."""
+        seq = notice.seq
+        key = engine.index * 2**40 + seq.request
+        if notice.kind == EXTRACTED or notice.kind == PREEMPTED:
+            engine.release(seq.request, self.now)
+            self.orphans.discard(key)
+        elif notice.kind == FINISHED:
+            self.orphans.discard(key)
+        elif notice.kind == FIRST_TOKEN:
+            engine.extract(seq.request, self.now)
