@@ -6,9 +6,10 @@ from typing import Final
 
 import numpy as np
 
-from penstock.control.lifecycle import IllegalTransition, advance
+from penstock.control.lifecycle import advance
 from penstock.core.actions import Action, Decode, Flip, Migrate, Prefill, Reject, Serve
 from penstock.core.custody import Custody
+from penstock.core.errors import IllegalTransition
 from penstock.core.events import (
     Aborted,
     DecodeStarted,

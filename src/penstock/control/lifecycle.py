@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from penstock.core.errors import IllegalTransition
 from penstock.policy.view import RequestRecord, Stage
 
 _ENDS = frozenset({Stage.REJECTED, Stage.ABORTED})
@@ -20,10 +21,6 @@ NEXT: dict[Stage, frozenset[Stage]] = {
     Stage.REJECTED: frozenset(),
     Stage.ABORTED: frozenset(),
 }
-
-
-class IllegalTransition(RuntimeError):
-    """A request was told to do what its stage does not allow."""
 
 
 def advance(record: RequestRecord, stage: Stage) -> None:

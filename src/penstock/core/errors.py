@@ -1,4 +1,4 @@
-"""Errors a user can mend. The command line prints them as one line and exits with status 2."""
+"""Errors a user can mend (the command line prints them as one line and exits with status 2), and one that is a bug."""
 
 
 class PenstockError(Exception):
@@ -16,3 +16,7 @@ class PenstockError(Exception):
         super().__init__(problem if not remedy else f"{problem}: {remedy}")
         self.problem = problem
         self.remedy = remedy
+
+
+class IllegalTransition(RuntimeError):
+    """A request was told to do what its stage does not allow: a bug in a world or in the controller."""

@@ -5,7 +5,10 @@ Compiled with mypyc together with the simulator, so it is plain Python floats: n
 
 from __future__ import annotations
 
+from mypy_extensions import mypyc_attr
 
+
+@mypyc_attr(allow_interpreted_subclasses=True)
 class StepModel:
     """Cost of one forward pass of one instance, in seconds.
 

@@ -110,6 +110,7 @@ class Engine:
         self.running: dict[int, Seq] = {}  # in order of admission: the last one is preempted first
         self.seqs: dict[int, Seq] = {}
         self.leaving: list[Seq] = []  # asked to be extracted at the next boundary
+        self.aborted: list[Seq] = []  # dropped while running: they go at the next boundary
         self.order = 0
 
         # The decode batch: steps done, its size, tokens it holds, block growth by phase, and who ends when.
@@ -195,6 +196,7 @@ class Engine:
     def recompute(self, request: int, now: float) -> None:
         """The pull failed: compute the KV here (vLLM's ``kv_load_failure_policy: recompute``)."""
         seq = self.seqs[request]
+        self._note_dip(now)
         self._free(seq)
         seq.kind = SERVE
         seq.resumed = True
@@ -213,21 +215,28 @@ class Engine:
         return True
 
     def release(self, request: int, now: float) -> None:
-        """Drop a pinned, staged or waiting sequence and free its blocks."""
+        """Drop a sequence and free its blocks: at once, or at the next boundary if it is running."""
         seq = self.seqs.pop(request)
         if seq.state == DECODING or seq.state == PREFILLING:
-            raise RuntimeError(f"request {request} is running on engine {self.index}: extract it first")
+            self.aborted.append(seq)
+            self._poke(now)
+            return
         if seq.state == WAITING:
             self.waiting.remove(seq)
         elif seq.state == READY:
             self.ready.remove(seq)
+        self._note_dip(now)
         self._free(seq)
         seq.state = GONE
         if self.waiting or self.ready:
             self._poke(now)
 
-    def reset(self) -> None:
-        """The engine died: forget everything but the totals."""
+    def die(self, now: float) -> None:
+        """Count the steps that ended, then forget everything but the totals."""
+        done = self.steps_done(now)
+        self._note_dip(now)
+        if done > 0 and not self.chunks:
+            self._account(done)
         self.version += 1
         self.wake_s = inf
         self.free = self.capacity_blocks
@@ -236,6 +245,7 @@ class Engine:
         self.running.clear()
         self.seqs.clear()
         self.leaving.clear()
+        self.aborted.clear()
         self.finishing.clear()
         self.joined.clear()
         self.chunks.clear()
@@ -251,7 +261,8 @@ class Engine:
     def set_slow(self, factor: float, now: float) -> None:
         """Run ``factor`` times slower from the next step on."""
         self.slow = factor
-        self._poke(now)
+        if self.planned > 0:
+            self._poke(now)
 
     # -- what the world asks ----------------------------------------------------------------------------------------
 
@@ -296,6 +307,8 @@ class Engine:
         k = self.planned
         if k > 0:
             self._account(k)
+            if self.aborted:
+                self._purge()
             if self.chunks:
                 self._end_chunks(now, notices)
             finishing = self.finishing
@@ -324,6 +337,8 @@ class Engine:
         """Start the next step (or leap) at ``now``; report what began with it. Sets ``wake_s``."""
         notices: list[Notice] = []
         self.begin_s = now
+        if self.aborted:
+            self._purge()
         calm = self._grow_decodes(now, notices)
         budget = self.max_num_batched_tokens - self.batch
         if self.partial is not None:
@@ -331,14 +346,10 @@ class Engine:
         self.joined.clear()
         if calm:
             self._admit(budget, notices, now)
-        if self.free < self.least_free:
-            self.least_free = self.free
-        if self.cache is not None:
-            self.cache.shrink(self.free)
+        self._note_low(self.free)
         self._plan(now)
-        if not calm and self.planned > 1:  # the next step looks at the waiting queue again
-            self.planned = 1
-            self.wake_s = self.time_of(1)
+        if not calm or self.leaving or self.aborted:
+            self._look_again(now)
         return notices
 
     # -- ending -----------------------------------------------------------------------------------------------------
@@ -350,8 +361,7 @@ class Engine:
         self.last_step_s = first + rise * (k - 1)
         if k > 1:
             self.free -= self._growth_of(k - 1)
-            if self.free < self.least_free:
-                self.least_free = self.free
+            self._note_low(self.free)
         self.step += k
         if batch > 0:
             self.context += k * batch
@@ -359,13 +369,29 @@ class Engine:
             joining = len(self.joined)
             if joining == 0:
                 self.gaps.add(first, rise, k, batch)
-            else:  # the gaps of those who joined at the start of this leap were recorded one by one
+            else:  # the first gap of those who joined at the start of this leap spans their transfer
+                for seq in self.joined:
+                    self.gaps.add(self.begin_s + first - seq.last_token_s, 0.0, 1, 1)
                 if batch > joining:
                     self.gaps.add(first, 0.0, 1, batch - joining)
                 if k > 1:
                     self.gaps.add(first + rise, rise, k - 1, batch)
                 self.joined.clear()
         self.planned = 0
+
+    def _purge(self) -> None:
+        """Take out what was dropped while running."""
+        for seq in self.aborted:
+            if seq.state == DECODING:
+                seq.tokens += self.step - seq.at_step
+                self._leave_batch(seq)
+            elif seq.state == PREFILLING:
+                del self.running[seq.request]
+                if self.partial is seq:
+                    self.partial = None
+            self._free(seq)
+            seq.state = GONE
+        self.aborted.clear()
 
     def _end_chunks(self, now: float, notices: list[Notice]) -> None:
         for seq in self.chunks:
@@ -576,8 +602,6 @@ class Engine:
             self.wake_s = inf
             return
         self.last_step_s = self.first_s
-        for seq in self.joined:  # their first gap spans the transfer
-            self.gaps.add(now + self.first_s - seq.last_token_s, 0.0, 1, 1)
         self.wake_s = self.time_of(self.planned)
 
     def _longest_leap(self, limit: float) -> int:
@@ -612,6 +636,14 @@ class Engine:
             if free < 0:
                 return j
         return k
+
+    def _look_again(self, now: float) -> None:
+        """No leap: after a step that preempted the next one looks at the waiting queue again, or someone leaves."""
+        if self.planned > 1:
+            self.planned = 1
+            self.wake_s = self.time_of(1)
+        elif self.planned == 0:
+            self.wake_s = now
 
     # -- small things -----------------------------------------------------------------------------------------------
 
@@ -666,6 +698,18 @@ class Engine:
             assert self.cache is not None
             return seq.blocks + len(seq.shared) * self.cache.width
         return seq.blocks
+
+    def _note_dip(self, now: float) -> None:
+        """Growth is booked when a leap ends: before blocks come free in its middle, note how low it went."""
+        if self.planned > 1:
+            self._note_low(self.free - self._growth_of(min(self.steps_done(now), self.planned - 1)))
+
+    def _note_low(self, free: int) -> None:
+        """Free blocks came down to ``free``: what the prefix cache kept beyond that is overwritten."""
+        if free < self.least_free:
+            self.least_free = free
+        if self.cache is not None:
+            self.cache.shrink(free)
 
     def _growth_of(self, k: int) -> int:
         """Blocks that the batch takes during the ``k`` steps after the one begun."""

@@ -43,11 +43,7 @@ def take_down(world: World, instance: int) -> None:
 
     done = engine.steps_done(now)
     for seq in engine.seqs.values():
-        key = instance * 2**40 + seq.request
-        if seq.request < 0 or key in world.orphans:
-            world.orphans.discard(key)
-            continue
-        if seq.request in moved_on or seq.request not in world.flights:
+        if seq.request < 0 or seq.request in moved_on or seq.request not in world.flights:
             continue
         flight = world.flights[seq.request]
         if flight.engine == instance:
@@ -64,7 +60,7 @@ def take_down(world: World, instance: int) -> None:
             waiting = world.engines[flight.engine].seqs.get(seq.request)
             if waiting is not None and waiting.state == PULLING:
                 world.recompute(flight, world.engines[flight.engine])
-    engine.reset()
+    engine.die(now)
     world.network.forget(instance)
     world.tell(InstanceDown(instance, tuple(lost), tuple(generated)))
 

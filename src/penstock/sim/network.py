@@ -71,6 +71,10 @@ class Network:
         self.entering[flow.target].remove(flow)
         return self._reshare(flow.source, flow.target, now, None)
 
+    def quiet(self) -> bool:
+        """Is nothing under way?"""
+        return not any(self.leaving)
+
     def touching(self, instance: int) -> list[Flow]:
         """Flows from or to an instance."""
         return self.leaving[instance] + self.entering[instance]

@@ -18,6 +18,7 @@ from penstock.sim.seq import (
     JOINED,
     PINNED,
     PREEMPTED,
+    PREFILLING,
     PULL,
     SERVE,
     WAITING,
@@ -42,9 +43,9 @@ class SteppingEngine(Engine):
         self.table = {}
         self.running_step = False
 
-    def reset(self) -> None:
+    def die(self, now: float) -> None:
         """See :class:`Engine`."""
-        super().reset()
+        super().die(now)
         self.open_table()
 
     # -- blocks by number -------------------------------------------------------------------------------------------
@@ -67,7 +68,8 @@ class SteppingEngine(Engine):
         """
         numbers = list(self.stock)
         for request, held in self.table.items():
-            assert request in self.seqs or not held, f"request {request} is gone and holds {held}"
+            known = request in self.seqs or any(s.request == request for s in self.aborted)
+            assert known or not held, f"request {request} is gone and holds {held}"
             numbers.extend(held)
         shared = 0
         if self.cache is not None:
@@ -75,8 +77,9 @@ class SteppingEngine(Engine):
             idle = len(self.cache.idle) * self.cache.width
             assert idle <= self.free, f"idle cached blocks {idle} exceed the free {self.free}"
         assert len(set(numbers)) == len(numbers), "a block is held twice"
-        assert self.free + sum(s.blocks for s in self.seqs.values()) + shared == self.capacity_blocks, "blocks leaked"
-        if not self.seqs:
+        in_use = sum(s.blocks for s in [*self.seqs.values(), *self.aborted])
+        assert self.free + in_use + shared == self.capacity_blocks, "blocks leaked"
+        if not self.seqs and not self.aborted:
             assert self.free == self.capacity_blocks - shared and self.batch == 0 and self.context == 0
 
     # -- the clock --------------------------------------------------------------------------------------------------
@@ -100,9 +103,12 @@ class SteppingEngine(Engine):
                 seq.last_token_s = now
                 if seq.tokens == seq.final_tokens:
                     finished.append(seq)
+            self._purge()
             if self.chunks:
                 self._end_chunks(now, notices)
             for seq in sorted(finished, key=_by_ticket):
+                if seq.state == GONE:
+                    continue
                 self._leave_batch(seq)
                 self._free(seq)
                 seq.state = GONE
@@ -123,6 +129,7 @@ class SteppingEngine(Engine):
         """Start one step."""
         notices: list[Notice] = []
         self.begin_s = now
+        self._purge()
         calm = True
         for seq in list(self.running.values()):
             if seq.state != DECODING:
@@ -150,7 +157,19 @@ class SteppingEngine(Engine):
         for seq in self.seqs.values():
             self._sync_blocks(seq)
         self._plan(now)
+        if not calm or self.leaving or self.aborted:
+            self._look_again(now)
         return notices
+
+    def _purge(self) -> None:
+        for seq in self.aborted:
+            if seq.state == DECODING or seq.state == PREFILLING:
+                del self.running[seq.request]
+                if self.partial is seq:
+                    self.partial = None
+            self._free(seq)
+            seq.state = GONE
+        self.aborted.clear()
 
     def _admit_ready(self, budget: int, notices: list[Notice]) -> int:
         left: list[Seq] = []

@@ -40,7 +40,6 @@ from penstock.sim.seq import (
     PINNED,
     PREEMPTED,
     PREFILL_ONLY,
-    PREFILLING,
     PULL,
     PULL_READY,
     REPROMPT,
@@ -57,7 +56,8 @@ FLOW_DONE: Final = 0
 TICK: Final = 1
 SAMPLE: Final = 2
 INJECTED: Final = 3
-WAKE: Final = 4
+SWEEP: Final = 4
+WAKE: Final = 5
 
 TOO_LONG: Final = "prompt and output do not fit in the KV cache of one instance"
 
@@ -86,6 +86,7 @@ class Flight:
         self.last_token_s = -1.0
         self.engine = -1
         self.source = -1
+        self.pinned_s = 0.0
         self.move: Mig | None = None
         self.flow: Flow | None = None
         self.silent = False  # its next join is the end of a rolled-back migration: no event
@@ -128,13 +129,13 @@ class World:
         self.waking = -1
         self.up = [True for _ in engines]
         self.flights: dict[int, Flight] = {}
-        self.orphans: set[int] = set()  # engine * 2**40 + request: left over after a roll-back
         self.lengths: Any = None
         self.log: Any = None
         self.on_injected: Callable[[Any], None] | None = None
         self.on_sample: Callable[[float], None] | None = None
         self.sample_s = 0.0
         self.tick_s = 0.0
+        self.pending_injected = 0
 
         n = len(arrival_s)
         blank = array("d", [nan]) * n
@@ -152,6 +153,7 @@ class World:
         self.migrated = array("i", zeros)
         self.reject_reasons: dict[str, int] = {}
         self.failed_moves: dict[str, int] = {}
+        self.expired_leases = 0
         self.moves: list[tuple[float, float, int, int, int, int, int, float, str]] = []
         self.flips: list[tuple[float, int, int]] = []
 
@@ -168,6 +170,8 @@ class World:
             self._push(self.tick_s, TICK, 0, None)
         if self.sample_s > 0.0:
             self._push(0.0, SAMPLE, 0, None)
+        sweep_s = 0.25 * self.controller.lease_s
+        self._push(sweep_s, SWEEP, 0, None)
         while True:
             if arrived < n and (not heap or next_arrival <= heap[0][0]):
                 if next_arrival > until_s:
@@ -200,7 +204,9 @@ class World:
                 self.events += 1
                 self._on_flow_done(flow)
             else:
-                if arrived == n and not self.flights:
+                if kind == INJECTED:
+                    self.pending_injected -= 1
+                elif arrived == n and self._over():
                     continue  # nothing left to tick for
                 self.now = now
                 self.events += 1
@@ -211,6 +217,9 @@ class World:
                     if self.on_sample is not None:
                         self.on_sample(now)
                     self._push(now + self.sample_s, SAMPLE, 0, None)
+                elif kind == SWEEP:
+                    self._on_sweep()
+                    self._push(now + sweep_s, SWEEP, 0, None)
                 elif self.on_injected is not None:
                     self.on_injected(thing)
 
@@ -219,8 +228,19 @@ class World:
         e = self.engines[instance]
         self.tell(InstanceUp(instance, role, e.capacity_blocks, e.block_size, e.max_num_seqs, levels))
 
+    def _over(self) -> bool:
+        """Nothing in flight, or nothing that could ever move again."""
+        if not self.flights:
+            return True
+        if self.pending_injected > 0 or not self.network.quiet():
+            return False
+        if any(e.wake_s != inf for e in self.engines):
+            return False
+        return all(f.source < 0 for f in self.flights.values())
+
     def inject(self, time_s: float, thing: Any) -> None:
         """Have ``on_injected`` called with ``thing`` at ``time_s``."""
+        self.pending_injected += 1
         self._push(time_s, INJECTED, 0, thing)
 
     def tell(self, event: Event) -> None:
@@ -272,9 +292,6 @@ class World:
         if seq.kind == REPROMPT:
             self._on_reprompt(engine, notice)
             return
-        if self.orphans and engine.index * 2**40 + seq.request in self.orphans:
-            self._on_orphan(engine, notice)
-            return
         if kind == FIRST_TOKEN:
             self._on_first_token(engine, seq)
         elif kind == FINISHED:
@@ -305,6 +322,7 @@ class World:
         self.emitted[i] = flight.generated
         if seq.kind == PREFILL_ONLY:
             flight.source = engine.index
+            flight.pinned_s = now
             self.tell(PrefillDone(i, engine.index, engine.load(now), self._predict(flight, flight.generated)))
             return
         if seq.tokens < flight.final_tokens:
@@ -399,6 +417,8 @@ class World:
         flight = self.flights[i]
         move = flight.move
         if move is not None:
+            if engine.index == move.target and move.extracted:
+                return  # a replay: it has nowhere to go back to, and will be computed again here
             self.fail_move(flight, "preempted")
             if engine.index == move.target:
                 return
@@ -431,6 +451,23 @@ class World:
                 predicted.append(self._predict(flight, tokens - flight.prompt))
         self.tell(Tick(tuple(instances), tuple(loads), tuple(requests), tuple(generated), tuple(predicted)))
 
+    def _on_sweep(self) -> None:
+        """End the leases of KV that nobody has begun to pull in time.
+
+        A claim waits in the target's queue while the target has no room. Its source gives the blocks back when the
+        lease runs out, and the target computes the KV itself; a migration is rolled back instead. Without this, two
+        full instances that each wait for the other's pinned blocks would wait for ever.
+        """
+        oldest_s = self.now - self.controller.lease_s
+        for flight in list(self.flights.values()):
+            if flight.source < 0 or flight.flow is not None or flight.pinned_s > oldest_s:
+                continue
+            self.expired_leases += 1
+            if flight.move is not None:
+                self.fail_move(flight, "waited too long for room on the target")
+            else:
+                self.unpin(flight)
+
     def _predict(self, flight: Flight, generated: int) -> float:
         if self.lengths is None:
             return NO_PREDICTION
@@ -462,6 +499,7 @@ class World:
         hashes = self.hashes[request] if self.hashes else ()
         seq = Seq(request, kind, flight.prompt + flight.generated, flight.final_tokens, hashes)
         seq.last_token_s = flight.last_token_s
+        flight.silent = False
         if flight.generated > 0 and kind == SERVE:
             seq.resumed = True
         flight.engine = instance
@@ -473,6 +511,7 @@ class World:
         engine = self.engines[action.instance]
         flight.engine = action.instance
         if flight.source == action.instance:
+            flight.source = -1
             engine.adopt(action.request, flight.final_tokens, self.now)
         else:
             seq = Seq(action.request, PULL, flight.prompt + flight.generated, flight.final_tokens)
@@ -582,6 +621,7 @@ class World:
         target = self.engines[move.target]
         move.extracted = True
         flight.source = engine.index
+        flight.pinned_s = self.now
         flight.last_token_s = seq.last_token_s
         flight.generated = seq.tokens - flight.prompt
         self.emitted[seq.request] = flight.generated
@@ -613,8 +653,7 @@ class World:
             ahead = source.tokens_of(old, now) - seq.tokens
             # Tokens the source is ahead must be decoded again before the client sees a new one.
             pause = max(ahead, 0) * source.last_step_s + source.last_step_s
-            self.orphans.add(source.index * 2**40 + i)
-            source.extract(i, now)
+            source.release(i, now)
             self.arm(source)
         self._moved(flight, move, engine, seq, pause)
 
@@ -645,31 +684,16 @@ class World:
         self._note_failed(reason)
         self.cancel_flow(flight)
         target = self.engines[move.target]
-        copy = target.seqs.get(i) if self.up[move.target] else None
-        if copy is not None:
-            if copy.state == DECODING or copy.state == PREFILLING:
-                self.orphans.add(move.target * 2**40 + i)
-            else:
-                target.release(i, now)
-                self.arm(target)
+        if self.up[move.target] and i in target.seqs:
+            target.release(i, now)
+            self.arm(target)
         source = self.engines[move.source]
-        if -1 - i in source.seqs and source.seqs[-1 - i].state != PREFILLING:
+        if -1 - i in source.seqs:
             source.release(-1 - i, now)
+            self.arm(source)
         if move.extracted and self.up[move.source] and i in source.seqs and source.seqs[i].state == PINNED:
             flight.silent = True
             flight.source = -1
             source.adopt(i, flight.final_tokens, now)
             self.arm(source)
         self.tell(MigrationFailed(i, move.source, move.target, reason))
-
-    def _on_orphan(self, engine: Engine, notice: Notice) -> None:
-        """A sequence left over after a cut-over or roll-back: drop it as soon as the engine lets go of it."""
-        seq = notice.seq
-        key = engine.index * 2**40 + seq.request
-        if notice.kind == EXTRACTED or notice.kind == PREEMPTED:
-            engine.release(seq.request, self.now)
-            self.orphans.discard(key)
-        elif notice.kind == FINISHED:
-            self.orphans.discard(key)
-        elif notice.kind == FIRST_TOKEN:
-            engine.extract(seq.request, self.now)

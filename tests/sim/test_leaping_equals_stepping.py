@@ -1,0 +1,68 @@
+"""The leaping engine against its oracle, on random small worlds with preemptions, migrations, flips and faults."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+
+from penstock.sim.result import SimResult
+from tests.sim.support import Case, cases
+
+COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+
+
+def assert_equal(leap: SimResult, step: SimResult) -> None:
+    a, b = leap.requests, step.requests
+    assert (a.outcome == b.outcome).all()
+    assert (a.preemptions == b.preemptions).all()
+    assert (a.migrations == b.migrations).all()
+    assert (a.emitted == b.emitted).all()
+    assert (a.decode_instance == b.decode_instance).all()
+    for name in ("prefill_start_s", "first_token_s", "decode_start_s", "finish_s"):
+        np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=0, atol=1e-9, err_msg=name)
+    assert (leap.gaps.batch * leap.gaps.count).sum() == (step.gaps.batch * step.gaps.count).sum()
+    total = (
+        leap.gaps.batch
+        * (leap.gaps.count * leap.gaps.first_s + leap.gaps.rise_s * leap.gaps.count * (leap.gaps.count - 1) / 2)
+    ).sum()
+    np.testing.assert_allclose(total, step.gaps.first_s.sum(), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(leap.instances.busy_s, step.instances.busy_s, rtol=1e-9, atol=1e-9)
+    assert (leap.instances.peak_blocks == step.instances.peak_blocks).all()
+    assert leap.failed_migrations == step.failed_migrations
+
+
+def assert_complete(case: Case, result: SimResult) -> None:
+    """Every request ends in exactly one state, and a finished one has all its tokens."""
+    r = result.requests
+    finished = r.outcome == 1
+    assert (finished | (r.outcome == 2)).all()
+    assert (r.emitted[finished] == case.trace.output_tokens[finished]).all()
+    assert (r.first_token_s[finished] <= r.finish_s[finished]).all()
+    assert (r.first_token_s[finished] > case.trace.arrival_s[finished]).all()
+
+
+@given(cases())
+@settings(COMMON, max_examples=150)
+def test_leaping_equals_stepping(case: Case) -> None:
+    _, leap = case.run(stepping=False)
+    _, step = case.run(stepping=True)
+    assert_equal(leap, step)
+    assert_complete(case, leap)
+
+
+@given(cases(faults=True))
+@settings(COMMON, max_examples=100)
+def test_leaping_equals_stepping_with_dying_instances(case: Case) -> None:
+    _, leap = case.run(stepping=False)
+    _, step = case.run(stepping=True)
+    assert_equal(leap, step)
+    assert_complete(case, leap)
+
+
+@given(cases(hashes=True))
+@settings(COMMON, max_examples=60)
+def test_leaping_equals_stepping_with_a_prefix_cache(case: Case) -> None:
+    _, leap = case.run(stepping=False)
+    _, step = case.run(stepping=True)
+    assert_equal(leap, step)
+    assert_complete(case, leap)
