@@ -244,7 +244,7 @@ class Controller:
                 if move.target == move.source or not view.up[move.target]:
                     continue
                 actions.append(self._start_move(record, move.target, move.reason))
-        view.preemptions[:] = 0.0
+            view.preemptions[:] = 0.0
 
     def _due(self, part: int, interval_s: float, now: float) -> bool:
         """Ticks come at the fastest part's pace; the slower part skips some. Half a microsecond absorbs rounding."""
@@ -260,16 +260,18 @@ class Controller:
         prompt: list[int] = []
         generated: list[int] = []
         predicted: list[float] = []
-        for i in range(len(event.requests)):
-            record = self.requests[event.requests[i]]
-            record.generated = event.generated[i]
-            record.predicted_remaining = event.predicted_remaining[i]
-            if record.stage == Stage.DECODING:
-                ids.append(record.request)
+        requests = self.requests
+        decoding = Stage.DECODING
+        for request, tokens, left in zip(event.requests, event.generated, event.predicted_remaining, strict=True):
+            record = requests[request]
+            record.generated = tokens
+            record.predicted_remaining = left
+            if record.stage is decoding:
+                ids.append(request)
                 where.append(record.decode_instance)
                 prompt.append(record.prompt_tokens)
-                generated.append(record.generated)
-                predicted.append(record.predicted_remaining)
+                generated.append(tokens)
+                predicted.append(left)
         return Running(
             np.array(ids, np.int64),
             np.array(where, np.int64),

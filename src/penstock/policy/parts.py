@@ -89,7 +89,10 @@ class Admission(Part):
 
 
 class PrefillPlacement(Part):
-    """Which instance prefills this request? In a mixed policy: which instance serves it?"""
+    """Which instance prefills this request? In a mixed policy: which instance serves it?
+
+    One write is allowed: ``request.planned_decode``, for policies that choose both instances on arrival (xLLM).
+    """
 
     def place(self, request: RequestRecord, view: ClusterView, now_s: float) -> Choice:
         """Choose when the request arrives (or must be computed again after a failure)."""

@@ -69,7 +69,7 @@ class ClusterView:
 
     ``running``, ``waiting``, ``running_tokens``, ``free_blocks`` and ``step_s`` repeat the engine's latest word;
     the ``prefill_*``, ``pending_*`` and ``moving`` (migrations in or out) columns are the controller's own book of
-    what it has ordered since. ``preemptions`` counts those since the last tick.
+    what it has ordered since. ``preemptions`` counts those since the rescheduler last looked.
     Rows of instances that are down keep their last values and are in none of the index arrays.
     """
 
@@ -92,6 +92,7 @@ class ClusterView:
         self.running_tokens: Any = np.empty(0)
         self.free_blocks: Any = np.empty(0)
         self.step_s: Any = np.empty(0)
+        self.growth: Any = np.empty(0)
         self.synced_at_s: Any = np.empty(0)
         self.preemptions: Any = np.empty(0)
         self.moving: Any = np.empty(0)
@@ -105,7 +106,8 @@ class ClusterView:
     def resident_tokens(self, now_s: float, rows: Any) -> Any:
         """KV tokens of running and promised decodes on ``rows``, carried forward from the latest word to ``now_s``.
 
-        Each running request adds one token a step, so the running part grows by ``running / step_s`` tokens/s.
+        Each running request adds one token a step, so the running part grows by ``running / step_s`` tokens/s, which
+        :meth:`sync` keeps in ``growth``. ``now_s`` must not lie before the latest word.
 
         Parameters
         ----------
@@ -116,7 +118,7 @@ class ClusterView:
         -------
         float64[k]
         """
-        grown = self.running[rows] * np.maximum(now_s - self.synced_at_s[rows], 0.0) / self.step_s[rows]
+        grown = self.growth[rows] * (now_s - self.synced_at_s[rows])
         return np.rint(self.running_tokens[rows] + self.pending_tokens[rows] + grown)
 
     def decode_requests(self, rows: Any) -> Any:
@@ -158,6 +160,7 @@ class ClusterView:
             self.running,
             self.waiting,
             self.running_tokens,
+            self.growth,
             self.moving,
         ):
             column[i] = 0.0
@@ -175,8 +178,9 @@ class ClusterView:
         self.waiting[i] = load.waiting
         self.running_tokens[i] = load.decode_tokens
         self.free_blocks[i] = load.free_blocks
-        # An idle engine's tokens do not grow: an infinite step says so without a special case in resident_tokens.
-        self.step_s[i] = load.step_s if load.step_s > 0.0 and load.running > 0 else np.inf
+        decoding = load.step_s > 0.0 and load.running > 0
+        self.step_s[i] = load.step_s if decoding else np.inf
+        self.growth[i] = load.running / load.step_s if decoding else 0.0
         self.synced_at_s[i] = now_s
 
     def reindex(self) -> None:
@@ -199,6 +203,7 @@ class ClusterView:
             "running",
             "waiting",
             "running_tokens",
+            "growth",
             "free_blocks",
             "synced_at_s",
             "preemptions",

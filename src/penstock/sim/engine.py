@@ -89,6 +89,7 @@ class Engine:
         gaps: GapLog,
         hash_tokens: int = 0,
         noise: list[float] | None = None,
+        restart_evicted: bool = False,
     ) -> None:
         self.index = index
         self.model = step_model
@@ -100,6 +101,7 @@ class Engine:
         self.cache: PrefixCache | None = PrefixCache(hash_tokens // block_size) if hash_tokens else None
         self.hash_tokens = hash_tokens
         self.noise = noise if noise is not None else []
+        self.restart_evicted = restart_evicted  # WAIT's model: an evicted request loses its output too
         self.slow = 1.0
 
         self.wake_s = inf  # when the world must call settle() and begin(); inf while idle
@@ -129,6 +131,7 @@ class Engine:
         self.partial: Seq | None = None  # partly computed prompt; always the last in running
         self.chunks: list[Seq] = []
         self.blocked = False
+        self.wake_again = False
 
         # Totals.
         self.busy_s = 0.0
@@ -348,7 +351,8 @@ class Engine:
             self._admit(budget, notices, now)
         self._note_low(self.free)
         self._plan(now)
-        if not calm or self.leaving or self.aborted:
+        if not calm or self.leaving or self.aborted or self.wake_again:
+            self.wake_again = False
             self._look_again(now)
         return notices
 
@@ -467,6 +471,8 @@ class Engine:
             victim.last_token_s = now
             self._leave_batch(victim)
             victim.resumed = True
+            if self.restart_evicted:
+                victim.tokens = victim.prompt_tokens
         else:
             del self.running[victim.request]
             if self.partial is victim:
@@ -542,7 +548,22 @@ class Engine:
             budget -= 1
             notices.append(Notice(JOINED, seq))
         self.ready = left
+        if left and not self.running:
+            self._unjam()
         return budget
+
+    def _unjam(self) -> None:
+        """Nothing runs because the KV that waits to run fills all blocks: the last one's is computed again.
+
+        In vLLM such KV sits in evictable blocks, so the allocator would overwrite it.
+        """
+        seq = self.ready.pop()
+        self._free(seq)
+        seq.kind = SERVE
+        seq.resumed = True
+        seq.state = WAITING
+        self.waiting.appendleft(seq)
+        self.wake_again = True
 
     def _start_prefill(self, seq: Seq, budget: int, now: float) -> bool:
         """Admit a prompt if all of it fits; take its first chunk."""

@@ -90,7 +90,7 @@ class Timeline:
 
 @dataclass(frozen=True)
 class InstanceColumns:
-    """One row an instance: totals over the run."""
+    """One row an instance: totals over the run; ``role`` is the one at the end (``Flips`` has the changes)."""
 
     role: NDArray[np.int8]
     capacity_blocks: I64

@@ -155,6 +155,7 @@ def _engines(trace: Trace, cluster: ClusterSpec, scenario: Scenario, gaps: GapLo
             gaps,
             hash_tokens,
             noise,
+            spec.restart_evicted,
         )
         if isinstance(engine, SteppingEngine):
             engine.open_table()
@@ -257,7 +258,7 @@ def _collect(
         ),
         timeline=sampler.timeline(),
         instances=InstanceColumns(
-            role=np.array([int(s.role) for s in cluster.instances], np.int8),
+            role=np.array(world.controller.view.role, np.int8),
             capacity_blocks=np.array([e.capacity_blocks for e in world.engines], np.int64),
             block_size=np.array([e.block_size for e in world.engines], np.int64),
             busy_s=np.array([e.busy_s for e in world.engines]),

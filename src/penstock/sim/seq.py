@@ -41,6 +41,7 @@ class Seq:
     def __init__(self, request: int, kind: int, tokens: int, final_tokens: int, hashes: tuple[int, ...] = ()) -> None:
         self.request = request
         self.kind = kind
+        self.prompt_tokens = tokens  # what it was queued with
         self.tokens = tokens
         self.final_tokens = final_tokens
         self.hashes = hashes

@@ -157,7 +157,8 @@ class SteppingEngine(Engine):
         for seq in self.seqs.values():
             self._sync_blocks(seq)
         self._plan(now)
-        if not calm or self.leaving or self.aborted:
+        if not calm or self.leaving or self.aborted or self.wake_again:
+            self.wake_again = False
             self._look_again(now)
         return notices
 
@@ -185,12 +186,16 @@ class SteppingEngine(Engine):
             budget -= 1
             notices.append(Notice(JOINED, seq))
         self.ready = left
+        if left and not self.running:
+            self._unjam()
         return budget
 
     def _preempt(self, victim: Seq, now: float, notices: list[Notice]) -> None:
         if victim.state == DECODING:
             self._leave_batch(victim)
             victim.resumed = True
+            if self.restart_evicted:
+                victim.tokens = victim.prompt_tokens
         else:
             del self.running[victim.request]
             if self.partial is victim:

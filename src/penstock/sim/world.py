@@ -330,6 +330,9 @@ class World:
             if self.decode_start_s[i] != self.decode_start_s[i]:
                 self.decode_start_s[i] = now
         if seq.resumed:
+            if flight.silent:
+                flight.silent = False
+                return
             self.tell(DecodeStarted(i, engine.index, engine.load(now)))
             return
         self.tell(PrefillDone(i, engine.index, engine.load(now), self._predict(flight, flight.generated)))

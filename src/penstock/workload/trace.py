@@ -30,10 +30,11 @@ class PrefixHashes:
 
     def take(self, rows: I64) -> PrefixHashes:
         """The same for the given rows, in the given order."""
-        parts = [self.values[self.offsets[i] : self.offsets[i + 1]] for i in rows]
-        lengths = np.array([len(p) for p in parts], dtype=np.int64)
-        values = np.concatenate(parts) if parts else np.empty(0, np.int64)
-        return PrefixHashes(values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), self.block_tokens)
+        lengths = np.diff(self.offsets)[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        # Position of each kept hash: its place within its request, plus where that request started.
+        source = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
+        return PrefixHashes(self.values[source], offsets, self.block_tokens)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""One file per trace format; each holds one function ``read(path, ...) -> Trace``."""
