@@ -40,7 +40,7 @@ def main() -> int:
     os.chdir(SRC)
     with tempfile.TemporaryDirectory() as scratch:
         from mypyc.build import mypycify
-        from setuptools import setup
+        from setuptools import setup  # type: ignore[import-untyped, unused-ignore]
 
         # The flags the interpreter was built with may bring -g, which doubles the build time for nothing.
         os.environ.setdefault("CFLAGS", "-O2 -g0")

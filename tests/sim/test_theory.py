@@ -71,7 +71,9 @@ def test_fcfs_cascade_of_the_wait_paper() -> None:
     n = len(arrival)
     trace = trace_of(arrival, [1] * n, [2] * n)
     model = LinearStepModel(1.0)
-    spec = InstanceSpec(Role.MIXED, model, 12, block_size=1, max_num_seqs=64, max_num_batched_tokens=64, restart_evicted=True)
+    spec = InstanceSpec(
+        Role.MIXED, model, 12, block_size=1, max_num_seqs=64, max_num_batched_tokens=64, restart_evicted=True
+    )
     policy = Policy("fcfs", Turns(Role.MIXED))
     result = simulate(trace, ClusterSpec((spec,), 1.0), policy, Beliefs(model, 1.0, 1e9), Slo())
     finish = result.requests.finish_s

@@ -296,9 +296,7 @@ class Controller:
             raise IllegalTransition(f"request {request} is not in flight")
         return record
 
-    def _relieved(
-        self, phase: Role, choice: Choice, record: RequestRecord, now: float, actions: list[Action]
-    ) -> int:
+    def _relieved(self, phase: Role, choice: Choice, record: RequestRecord, now: float, actions: list[Action]) -> int:
         """The chosen instance, or one flipped to this phase because none met the placement's own test."""
         roles = self.policy.roles
         if not choice.fits and roles is not None:

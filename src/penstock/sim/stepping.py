@@ -32,7 +32,6 @@ class SteppingEngine(Engine):
 
     leaps = False
 
-
     stock: list[int]
     table: dict[int, list[int]]
     running_step: bool
@@ -215,9 +214,7 @@ class SteppingEngine(Engine):
             self.planned = 0
             self.wake_s = inf
             return
-        duration = self.model.step_s(
-            self.batch, self.context, [s.chunk for s in chunks], [s.computed for s in chunks]
-        )
+        duration = self.model.step_s(self.batch, self.context, [s.chunk for s in chunks], [s.computed for s in chunks])
         factor = self.slow
         if self.noise:
             factor *= self.noise[(self.step // NOISE_EPOCH_STEPS) % len(self.noise)]

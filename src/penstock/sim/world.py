@@ -209,7 +209,7 @@ class World:
                 elif arrived == n and self._over():
                     continue  # nothing left to tick for
                 self.now = now
-                self.events += 1
+                self.events += kind != SWEEP
                 if kind == TICK:
                     self._on_tick()
                     self._push(now + self.tick_s, TICK, 0, None)
