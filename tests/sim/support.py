@@ -163,10 +163,14 @@ def case_of(seed: int, n: int, faults: bool = False, hashes: bool = False) -> Ca
         float(rnd.uniform(0, 1e-7)),
     )
     mixed = not faults and rnd.random() < 0.3
+    overlapped = rnd.random() < 0.5
     budget, seqs = int(pick(16, 64, 512)), int(pick(1, 2, 5, 16))
 
     def spec(role: Role) -> InstanceSpec:
-        return InstanceSpec(role, model, capacity, block, min(seqs, budget), budget, 1e6 * float(rnd.uniform(0.5, 2)))
+        link = 1e6 * float(rnd.uniform(0.5, 2))
+        return InstanceSpec(
+            role, model, capacity, block, min(seqs, budget), budget, link, async_scheduling=overlapped
+        )
 
     shape = int(rnd.integers(1, 3)), int(rnd.integers(1, 4))
     roles = [Role.MIXED] * sum(shape) if mixed else [Role.PREFILL] * shape[0] + [Role.DECODE] * shape[1]

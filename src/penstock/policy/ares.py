@@ -30,9 +30,9 @@ from penstock.predict.remaining import History, Nothing, Observed, Predictor
 
 ARES_OPTIONS = (
     Option("predictor", "observed", "where remaining lengths come from", words=("observed", "history", "none")),
-    Option("horizon", 2048.0, "decode steps looked ahead; 0 = current loads only", low=0.0),
+    Option("horizon", 2048.0, "decode steps looked ahead, for balance and for room; 0 = now only", low=0.0),
     Option("points", 8.0, "samples of the horizon after now", low=1.0, high=256.0),
-    Option("decay", 0.9, "weight of each sample over the one before", low=0.0, high=1.0),
+    Option("decay", 0.5, "weight of each sample over the one before; 0 = balance present loads", low=0.0, high=1.0),
     Option("margin", 0.05, "share of the mean load beyond which an instance is over- or underloaded", low=0.0),
     Option("amortise", 2.0, "a request must run this many times longer than its migration takes", low=0.0),
     Option("reserve", 0.05, "share of the target's KV cache kept free of moves", low=0.0, high=1.0),

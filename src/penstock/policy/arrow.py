@@ -39,6 +39,7 @@ ARROW_OPTIONS = (
     Option("sustained", 3.0, "consecutive reviews that must agree", "code", low=1.0),
     Option("interval", 1.0, "seconds between reviews", "code", low=0.001),
     Option("candidates", "pool", "instances that are scored: the role's pool or all", "code", words=("pool", "all")),
+    Option("flips", "on", "off freezes the roles: the paper's ablation", "paper", words=("on", "off")),
 )
 
 
@@ -212,4 +213,5 @@ def arrow(beliefs: Beliefs, slo: Slo, options: dict[str, OptionValue]) -> Policy
         int(number(options, "sustained")),
         number(options, "interval"),
     )
-    return Policy("arrow", ArrowPrefill(cost, everywhere), ArrowDecode(step, everywhere), roles=roles)
+    prefill, decode = ArrowPrefill(cost, everywhere), ArrowDecode(step, everywhere)
+    return Policy("arrow", prefill, decode, roles=None if word(options, "flips") == "off" else roles)

@@ -66,7 +66,9 @@ class LoadMonitor:
             for k in range(len(event.instances)):
                 load = event.loads[k]
                 self._step(event.instances[k], load.step_s if load.running > 0 else 0.0, now_s)
-                self._progress(event.instances[k], float(load.decode_tokens), load.running + load.waiting, now_s)
+                i = event.instances[k]
+                # The engine's own waiting line is no measure: on an instance just flipped it is prefills left over.
+                self._progress(i, float(load.decode_tokens), load.running + int(view.pending_requests[i]), now_s)
         if isinstance(event, DecodeStarted):
             return  # the only frequent event that leaves prefill work alone
         if now_s > self._from_s:
@@ -115,7 +117,7 @@ class LoadMonitor:
         self._step_from_s[i] = now_s
 
     def _progress(self, i: int, tokens: float, requests: int, now_s: float) -> None:
-        """An instance that is idle, was idle at the last look, or whose tokens changed since, is getting on."""
+        """An instance without decodes now or at the last look, or whose tokens changed since, is getting on."""
         if requests == 0 or self._requests[i] == 0 or tokens != self._tokens[i]:
             self._progress_s[i] = now_s
         self._tokens[i] = tokens

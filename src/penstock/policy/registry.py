@@ -49,7 +49,8 @@ def _with(options: tuple[Option, ...], name: str, default: OptionValue) -> tuple
 
 
 _HISTORY: Final = _with(ARES_OPTIONS, "predictor", "history")
-_NONE: Final = _with(_with(ARES_OPTIONS, "predictor", "none"), "horizon", 0.0)
+# Without prediction: balance present loads only (decay 0), yet ask a target for room to grow over the horizon.
+_NONE: Final = _with(_with(ARES_OPTIONS, "predictor", "none"), "decay", 0.0)
 
 PRESETS: Final[dict[str, Preset]] = {
     "static": Preset("fixed roles; shortest prefill queue, fewest decodes (DistServe)", static, STATIC_OPTIONS),

@@ -15,6 +15,10 @@ it is pulled.
 
 Ours: sequences whose pull has ended join before the waiting queue is looked at, so that they cannot be stuck behind a
 request that waits for the very blocks they hold.
+
+With ``async_scheduling`` (vLLM's default on GPUs since 0.14) step N + 1 is made while step N runs, from what step N - 1
+brought: what comes in during a step is first computed in the one after the next, unless there is nothing else to run,
+and a request that ends keeps its slot and blocks for one more step.
 """
 
 from __future__ import annotations
@@ -90,6 +94,7 @@ class Engine:
         hash_tokens: int = 0,
         noise: list[float] | None = None,
         restart_evicted: bool = False,
+        async_scheduling: bool = False,
     ) -> None:
         self.index = index
         self.model = step_model
@@ -102,6 +107,7 @@ class Engine:
         self.hash_tokens = hash_tokens
         self.noise = noise if noise is not None else []
         self.restart_evicted = restart_evicted  # WAIT's model: an evicted request loses its output too
+        self.async_scheduling = async_scheduling
         self.slow = 1.0
 
         self.wake_s = inf  # when the world must call settle() and begin(); inf while idle
@@ -132,6 +138,9 @@ class Engine:
         self.chunks: list[Seq] = []
         self.blocked = False
         self.wake_again = False
+        # Asynchronous scheduling: who ended in the last step still holds a slot and blocks in this one.
+        self.lingering_blocks = 0
+        self.lingering_slots = 0
 
         # Totals.
         self.busy_s = 0.0
@@ -147,11 +156,10 @@ class Engine:
         """Queue a sequence."""
         self.order += 1
         seq.order = self.order
-        seq.state = WAITING
         self.seqs[seq.request] = seq
-        self.waiting.append(seq)
+        self._queue(seq, now)
         if not (self.blocked and len(self.waiting) > 1):  # behind a blocked head nothing can change
-            self._poke(now)
+            self._poke(now, self.async_scheduling)
 
     def pulled(self, request: int, now: float) -> None:
         """The KV of a sequence has arrived; it joins (or stays staged) from the next boundary on."""
@@ -171,18 +179,18 @@ class Engine:
 
     def _make_ready(self, seq: Seq, now: float) -> None:
         seq.state = READY
+        seq.seen = self._seen(now)
         self.ready.append(seq)
         if len(self.running) < self.max_num_seqs:
-            self._poke(now)
+            self._poke(now, self.async_scheduling)
 
     def extend(self, request: int, tokens: int, now: float) -> None:
         """Turn a staged sequence into a pull of the rest: it needs blocks for ``tokens`` now."""
         seq = self.seqs[request]
         seq.kind = PULL
         seq.tokens = tokens
-        seq.state = WAITING
-        self.waiting.append(seq)
-        self._poke(now)
+        self._queue(seq, now)
+        self._poke(now, self.async_scheduling)
 
     def serve_from(self, request: int, tokens: int, now: float) -> None:
         """Turn a staged sequence into one that computes the tokens it lacks and decodes on."""
@@ -192,9 +200,8 @@ class Engine:
         # vLLM finds pulled KV again through its prefix cache, which knows full blocks only.
         seq.computed = seq.tokens // self.block_size * self.block_size
         seq.tokens = tokens
-        seq.state = WAITING
-        self.waiting.append(seq)
-        self._poke(now)
+        self._queue(seq, now)
+        self._poke(now, self.async_scheduling)
 
     def recompute(self, request: int, now: float) -> None:
         """The pull failed: compute the KV here (vLLM's ``kv_load_failure_policy: recompute``)."""
@@ -204,9 +211,8 @@ class Engine:
         seq.kind = SERVE
         seq.resumed = True
         if seq.state != WAITING:
-            seq.state = WAITING
-            self.waiting.append(seq)
-        self._poke(now)
+            self._queue(seq, now)
+        self._poke(now)  # not only a newcomer: its blocks are free for the others
 
     def extract(self, request: int, now: float) -> bool:
         """Ask for a decoding sequence to be taken out at the next boundary; False if it is not decoding."""
@@ -249,6 +255,8 @@ class Engine:
         self.seqs.clear()
         self.leaving.clear()
         self.aborted.clear()
+        self.lingering_blocks = 0
+        self.lingering_slots = 0
         self.finishing.clear()
         self.joined.clear()
         self.chunks.clear()
@@ -273,7 +281,7 @@ class Engine:
         """Steps of the leap in progress that have ended by ``now``."""
         if self.planned == 0:
             return 0
-        k = min(self._boundary(now), self.planned)
+        k = min(self.boundary(now), self.planned)
         if k > 0 and self.time_of(k) > now:
             k -= 1
         return k
@@ -294,7 +302,7 @@ class Engine:
             if k > 0:
                 context += k * self.batch
                 k = min(k, self.planned - 1)
-                free -= self._growth_of(k)
+                free += self.lingering_blocks - self._growth_of(k)
                 step_s = self.first_s + self.rise_s * k
         return Load(self.batch, len(self.seqs) - len(self.running), context, free, step_s)
 
@@ -321,9 +329,7 @@ class Engine:
                     seq.tokens = seq.final_tokens
                     seq.last_token_s = now
                     self._leave_batch(seq)
-                    self._free(seq)
-                    seq.state = GONE
-                    del self.seqs[seq.request]
+                    self._retire(seq)
                     notices.append(Notice(FINISHED, seq))
         for seq in self.leaving:
             if seq.state == DECODING:  # neither finished nor preempted meanwhile
@@ -348,7 +354,7 @@ class Engine:
             budget, calm = self._continue_prefill(self.partial, budget, calm, now, notices)
         self.joined.clear()
         if calm:
-            self._admit(budget, notices, now)
+            self._admit_all(budget, notices, now)
         self._note_low(self.free)
         self._plan(now)
         if not calm or self.leaving or self.aborted or self.wake_again:
@@ -363,6 +369,7 @@ class Engine:
         first, rise, batch = self.first_s, self.rise_s, self.batch
         self.busy_s += k * first + rise * (0.5 * k * (k - 1))
         self.last_step_s = first + rise * (k - 1)
+        self._end_lingering()
         if k > 1:
             self.free -= self._growth_of(k - 1)
             self._note_low(self.free)
@@ -396,6 +403,21 @@ class Engine:
             self._free(seq)
             seq.state = GONE
         self.aborted.clear()
+
+    def _end_lingering(self) -> None:
+        self.free += self.lingering_blocks
+        self.lingering_blocks = 0
+        self.lingering_slots = 0
+
+    def _retire(self, seq: Seq) -> None:
+        """A sequence has all its tokens. With asynchronous scheduling the next step was made before that was known."""
+        if self.async_scheduling and self.running:
+            self.lingering_blocks += seq.blocks
+            self.lingering_slots += 1
+            seq.blocks = 0
+        self._free(seq)
+        seq.state = GONE
+        del self.seqs[seq.request]
 
     def _end_chunks(self, now: float, notices: list[Notice]) -> None:
         for seq in self.chunks:
@@ -481,6 +503,7 @@ class Engine:
         if victim.kind == PULL:
             victim.kind = SERVE
         victim.state = WAITING
+        victim.seen = -1
         self.waiting.appendleft(victim)
         self.preemptions += 1
         notices.append(Notice(PREEMPTED, victim))
@@ -505,13 +528,32 @@ class Engine:
         seq.state = PREFILLING
         self.chunks.append(seq)
 
-    def _admit(self, budget: int, notices: list[Notice], now: float) -> None:
+    def _admit_all(self, budget: int, notices: list[Notice], now: float) -> None:
+        """Admit who may join this step; without anything else to run, also who has only just been seen."""
+        if self.lingering_slots and not self.running:
+            self._end_lingering()
+        newest = self.step - 1 if self.async_scheduling else self.step
+        self._admit(budget, notices, now, newest)
+        if self.async_scheduling:
+            if not self.running:
+                self._admit(budget, notices, now, self.step)
+            elif self.ready or self.waiting:
+                # Somebody may join one step from now: too new for this one, or waiting for what lingers.
+                if self.lingering_slots or (self.ready and self.ready[len(self.ready) - 1].seen >= self.step):
+                    self.wake_again = True
+                elif self.waiting and self.waiting[len(self.waiting) - 1].seen >= self.step:
+                    self.wake_again = True
+
+    def _admit(self, budget: int, notices: list[Notice], now: float, newest: int) -> None:
         self.blocked = False
         if self.ready:
-            budget = self._admit_ready(budget, notices)
+            budget = self._admit_ready(budget, notices, newest)
         waiting = self.waiting
-        while waiting and budget > 0 and len(self.running) < self.max_num_seqs:
+        while waiting and budget > 0 and len(self.running) + self.lingering_slots < self.max_num_seqs:
             seq = waiting[0]
+            if seq.seen > newest:
+                self.blocked = True
+                return
             if seq.kind == PULL or seq.kind == STAGE:
                 need = self._blocks(seq.tokens) - self._held(seq)
                 if need > self.free:
@@ -531,13 +573,14 @@ class Engine:
         if waiting:
             self.blocked = True
 
-    def _admit_ready(self, budget: int, notices: list[Notice]) -> int:
+    def _admit_ready(self, budget: int, notices: list[Notice], newest: int) -> int:
         if len(self.ready) > 1:
             self.ready.sort(key=_by_order)
         left: list[Seq] = []
         for seq in self.ready:
             need = self._blocks(seq.tokens) - self._held(seq)
-            if budget <= 0 or len(self.running) >= self.max_num_seqs or need > self.free:
+            full = budget <= 0 or len(self.running) + self.lingering_slots >= self.max_num_seqs
+            if full or need > self.free or seq.seen > newest:
                 left.append(seq)
                 continue
             self.free -= need
@@ -548,7 +591,7 @@ class Engine:
             budget -= 1
             notices.append(Notice(JOINED, seq))
         self.ready = left
-        if left and not self.running:
+        if left and not self.running and left[len(left) - 1].seen <= newest:
             self._unjam()
         return budget
 
@@ -562,6 +605,7 @@ class Engine:
         seq.kind = SERVE
         seq.resumed = True
         seq.state = WAITING
+        seq.seen = -1
         self.waiting.appendleft(seq)
         self.wake_again = True
 
@@ -643,7 +687,7 @@ class Engine:
     def _affordable(self, k: int) -> int:
         """Cut a leap of ``k`` steps at the first one whose new blocks are not there."""
         size = self.block_size
-        free = self.free
+        free = self.free + self.lingering_blocks
         batch = self.batch
         if batch * ((k - 1) // size + 1) <= free:
             return k
@@ -677,7 +721,7 @@ class Engine:
         """When step ``k`` of the leap ends."""
         return self.begin_s + k * self.first_s + self.rise_s * (0.5 * k * (k - 1))
 
-    def _boundary(self, t: float) -> int:
+    def boundary(self, t: float) -> int:
         """The first step end at or after ``t``."""
         span = t - self.begin_s
         if span <= 0.0:
@@ -694,8 +738,8 @@ class Engine:
             k += 1
         return k
 
-    def _poke(self, now: float) -> None:
-        """Something may change: wake at the next boundary, or at once if idle."""
+    def _poke(self, now: float, newcomer: bool = False) -> None:
+        """Something may change: wake at the next boundary (one later for a newcomer to a step), or at once if idle."""
         if self.planned == 0:
             if self.wake_s > now:
                 self.wake_s = now
@@ -703,13 +747,22 @@ class Engine:
             return
         if self.planned == 1:
             return
-        k = self._boundary(now)
-        if k < 1:
-            k = 1  # the first step has just begun: vLLM does not take it back
+        k = max(self.boundary(now), 1)  # the first step has just begun: vLLM does not take it back
+        if newcomer:
+            k += 1
         if k < self.planned:
             self.planned = k
             self.wake_s = self.time_of(k)
             self.version += 1
+
+    def _queue(self, seq: Seq, now: float) -> None:
+        seq.state = WAITING
+        seq.seen = self._seen(now)
+        self.waiting.append(seq)
+
+    def _seen(self, now: float) -> int:
+        """The step boundary (steps done by then) at which the engine's loop notices what comes in at ``now``."""
+        return self.step + max(self.boundary(now), 1) if self.planned > 0 else self.step
 
     def _blocks(self, tokens: int) -> int:
         return (tokens + self.block_size - 1) // self.block_size
@@ -723,7 +776,9 @@ class Engine:
     def _note_dip(self, now: float) -> None:
         """Growth is booked when a leap ends: before blocks come free in its middle, note how low it went."""
         if self.planned > 1:
-            self._note_low(self.free - self._growth_of(min(self.steps_done(now), self.planned - 1)))
+            k = min(self.steps_done(now), self.planned - 1)
+            if k > 0:
+                self._note_low(self.free + self.lingering_blocks - self._growth_of(k))
 
     def _note_low(self, free: int) -> None:
         """Free blocks came down to ``free``: what the prefix cache kept beyond that is overwritten."""

@@ -171,6 +171,7 @@ def _engines(trace: Trace, cluster: ClusterSpec, scenario: Scenario, gaps: GapLo
             hash_tokens,
             noise,
             spec.restart_evicted,
+            spec.async_scheduling,
         )
         if isinstance(engine, SteppingEngine):
             engine.open_table()

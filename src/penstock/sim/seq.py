@@ -47,6 +47,7 @@ class Seq:
         self.hashes = hashes
         self.state: int = WAITING
         self.order = 0
+        self.seen = 0  # the step boundary at which the engine's loop noticed it
         self.computed = 0
         self.blocks = 0
         self.shared: list[int] = []

@@ -77,7 +77,7 @@ class SteppingEngine(Engine):
             assert idle <= self.free, f"idle cached blocks {idle} exceed the free {self.free}"
         assert len(set(numbers)) == len(numbers), "a block is held twice"
         in_use = sum(s.blocks for s in [*self.seqs.values(), *self.aborted])
-        assert self.free + in_use + shared == self.capacity_blocks, "blocks leaked"
+        assert self.free + in_use + shared + self.lingering_blocks == self.capacity_blocks, "blocks leaked"
         if not self.seqs and not self.aborted:
             assert self.free == self.capacity_blocks - shared and self.batch == 0 and self.context == 0
 
@@ -89,6 +89,7 @@ class SteppingEngine(Engine):
         if self.running_step:
             self.running_step = False
             self.planned = 0
+            self._end_lingering()
             self.busy_s += self.first_s
             self.last_step_s = self.first_s
             self.step += 1
@@ -109,9 +110,7 @@ class SteppingEngine(Engine):
                 if seq.state == GONE:
                     continue
                 self._leave_batch(seq)
-                self._free(seq)
-                seq.state = GONE
-                del self.seqs[seq.request]
+                self._retire(seq)
                 notices.append(Notice(FINISHED, seq))
             self._recount()
         for seq in self.leaving:
@@ -148,7 +147,7 @@ class SteppingEngine(Engine):
         if self.partial is not None:
             budget, calm = self._continue_prefill(self.partial, budget, calm, now, notices)
         if calm:
-            self._admit(budget, notices, now)
+            self._admit_all(budget, notices, now)
         self.least_free = min(self.least_free, self.free)
         if self.cache is not None:
             self.cache.shrink(self.free)
@@ -171,11 +170,12 @@ class SteppingEngine(Engine):
             seq.state = GONE
         self.aborted.clear()
 
-    def _admit_ready(self, budget: int, notices: list[Notice]) -> int:
+    def _admit_ready(self, budget: int, notices: list[Notice], newest: int) -> int:
         left: list[Seq] = []
         for seq in sorted(self.ready, key=_by_order):
             need = self._blocks(seq.tokens) - self._held(seq)
-            if budget <= 0 or len(self.running) >= self.max_num_seqs or need > self.free:
+            full = budget <= 0 or len(self.running) + self.lingering_slots >= self.max_num_seqs
+            if full or need > self.free or seq.seen > newest:
                 left.append(seq)
                 continue
             self.free -= need
@@ -185,7 +185,7 @@ class SteppingEngine(Engine):
             budget -= 1
             notices.append(Notice(JOINED, seq))
         self.ready = left
-        if left and not self.running:
+        if left and not self.running and left[-1].seen <= newest:
             self._unjam()
         return budget
 
@@ -203,6 +203,7 @@ class SteppingEngine(Engine):
         if victim.kind == PULL:
             victim.kind = SERVE
         victim.state = WAITING
+        victim.seen = -1
         self.waiting.appendleft(victim)
         self.preemptions += 1
         notices.append(Notice(PREEMPTED, victim))

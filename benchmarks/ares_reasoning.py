@@ -1,0 +1,218 @@
+"""ARES against its baselines on long-tailed outputs: the numbers of ``docs/results/ares.md``.
+
+``grid`` runs every policy at every rate and seed of a setting, with common random numbers, and prints one table a rate
+and the goodputs; ``sweep`` tries horizon, decay and the rest on the training seeds; ``chart`` draws goodputs as SVG.
+
+Only requests that arrive between 25 % and 80 % of a run's requests are judged: before, the cluster fills up; after,
+it drains.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from penstock.core.types import Role
+from penstock.experiment.build import build_cluster, run
+from penstock.experiment.repeat import fan_out
+from penstock.experiment.setup import ClusterSetup, Setup, Target, WorkloadSetup
+from penstock.report.metrics import Verdicts
+from penstock.report.repeat import interval
+
+POLICIES = "static round-robin least-kv llumnix ares-none ares-noisy ares-oracle".split()
+JUDGED = (0.25, 0.8)
+PREFILL, DECODE = 2, 6
+TEST_SEEDS, TRAINING_SEEDS = (11, 12, 13, 14, 15), (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Decode KV blocks of 16 tokens (None: what 80 GB leave), TPOT target, lengths, requests a run, rates/s."""
+
+    kv_blocks: int | None
+    tpot_s: float
+    lengths: str
+    requests: int
+    rates: tuple[float, ...]
+
+
+def _rates(low: float, high: float, n: int) -> tuple[float, ...]:
+    return tuple(float(x) for x in np.round(np.geomspace(low, high, n), 3))
+
+
+SETTINGS = {
+    "64k": Setting(4096, 0.0125, "reasoning", 1200, _rates(0.10, 0.44, 11)),
+    "128k": Setting(8192, 0.0125, "reasoning", 1500, _rates(0.20, 0.80, 13)),
+    "256k": Setting(16384, 0.0125, "reasoning", 2500, _rates(0.75, 1.4, 9)),
+    "512k": Setting(32768, 0.0125, "reasoning", 4000, _rates(1.0, 1.75, 9)),
+    "h100": Setting(None, 0.0125, "reasoning", 4000, _rates(1.0, 1.75, 9)),
+    "h100-25ms": Setting(None, 0.025, "reasoning", 6000, _rates(1.9, 2.7, 7)),
+    "sharegpt": Setting(None, 0.0125, "sharegpt", 20000, _rates(60.0, 240.0, 9)),
+}
+
+
+def make_setup(setting: Setting, policy: str, rate: float, options: dict[str, float | str]) -> Setup:
+    """2P6D of Qwen2.5-7B on H100."""
+    return Setup(
+        policy=policy,
+        options=options,
+        workload=WorkloadSetup(synthetic=setting.lengths, requests=setting.requests, rate_rps=rate),
+        cluster=ClusterSetup("qwen2.5-7b", "h100", prefill=PREFILL, decode=DECODE, kv_blocks=setting.kv_blocks),
+        slo=Target(5.0, setting.tpot_s),
+    )
+
+
+def point(name: str, policy: str, options: dict[str, float | str], rate: float, seed: int) -> dict[str, Any]:
+    """One run, reduced to the figures of the tables; seconds, and counts per 1,000 judged requests."""
+    setup = make_setup(SETTINGS[name], policy, rate, options)
+    result = run(setup, seed)
+    verdicts, n, timeline = Verdicts(result, setup.slo.slo()), len(result.trace), result.timeline
+    assert timeline is not None
+    first, end = int(n * JUDGED[0]), int(n * JUDGED[1])
+    rows = slice(first, end)
+    tpot = np.where(verdicts.finished[rows], np.nan_to_num(verdicts.tpot_s[rows]), np.inf)
+    arrived = result.trace.arrival_s
+    inside = (timeline.time_s >= arrived[first]) & (timeline.time_s <= arrived[end - 1])
+    held = timeline.resident_tokens[inside][:, timeline.role[0] == Role.DECODE].astype(float)
+    per_thousand = 1000.0 / (end - first)
+    return {
+        "setting": name, "policy": policy, "options": options, "rate": rate, "seed": seed,
+        "met": float(verdicts.met[rows].mean()),
+        "p50": float(np.quantile(tpot, 0.5, method="lower")),
+        "p99": float(np.quantile(tpot, 0.99, method="lower")),
+        "ttft99": float(np.nanquantile(verdicts.ttft_s[rows], 0.99)),
+        "preempted": float(result.requests.preemptions[rows].sum()) * per_thousand,
+        "migrated": float(result.requests.migrations[rows].sum()) * per_thousand,
+        "cv": float(np.mean(held.std(axis=1) / np.maximum(held.mean(axis=1), 1.0))),
+        "full": float(held.sum(axis=1).mean()) / (DECODE * 16 * build_cluster(setup).instances[-1].capacity_blocks),
+    }  # fmt: skip
+
+
+def goodput(rows: list[dict[str, Any]], goal: float) -> float:
+    """Rate at which a seed's attainment first falls below ``goal``, between grid rates by interpolation."""
+    rows = sorted(rows, key=lambda row: row["rate"])
+    for low, high in zip(rows, rows[1:], strict=False):
+        if high["met"] < goal <= low["met"]:
+            share = (low["met"] - goal) / (low["met"] - high["met"])
+            return float(low["rate"] + share * (high["rate"] - low["rate"]))
+    return float(rows[-1]["rate"]) if rows[-1]["met"] >= goal else 0.0
+
+
+def goodputs(rows: list[dict[str, Any]], goal: float) -> dict[str, list[float]]:
+    """Goodput of each policy, one number a seed."""
+    names, seeds = dict.fromkeys(r["policy"] for r in rows), sorted({r["seed"] for r in rows})
+    return {p: [goodput([r for r in rows if r["policy"] == p and r["seed"] == s], goal) for s in seeds] for p in names}
+
+
+def pm(values: list[float], digits: int, scale: float = 1.0) -> str:
+    """Mean and half width of the 95 % interval over seeds."""
+    found = interval([value * scale for value in values])
+    return f"{found.mean:.{digits}f} ± {found.half_width or 0.0:.{digits}f}"
+
+
+def print_grid(rows: list[dict[str, Any]]) -> None:
+    """One table a rate, then goodputs and their ratio to round-robin and static, seed by seed."""
+    names = list(dict.fromkeys(r["policy"] for r in rows))
+    for rate in sorted({r["rate"] for r in rows}):
+        print(f"\nrate {rate:g}/s\n\n| policy | SLO met % | P50 TPOT ms | P99 TPOT ms | preempt. | migr. | CV | KV full % |")
+        print("|---|--:|--:|--:|--:|--:|--:|--:|")
+        for name in names:
+            r = [row for row in rows if row["policy"] == name and row["rate"] == rate]
+            column = {key: [float(row[key]) for row in r] for key in r[0] if isinstance(r[0][key], float)}
+            print(f"| {name} | {pm(column['met'], 1, 100)} | {pm(column['p50'], 2, 1e3)} | {pm(column['p99'], 1, 1e3)} | "
+                  f"{np.mean(column['preempted']):.0f} | {np.mean(column['migrated']):.0f} | "
+                  f"{np.mean(column['cv']):.3f} | {np.mean(column['full']) * 100:.0f} |")  # fmt: skip
+    for goal in (0.9, 0.99):
+        found = goodputs(rows, goal)
+        print(f"\ngoodput, {goal:.0%} of requests\n\n| policy | requests/s | over round-robin | over static |")
+        print("|---|--:|--:|--:|")
+        for name, values in found.items():
+            pairs = [zip(values, found[p], strict=True) for p in ("round-robin", "static")]
+            over = [pm([a / b if b > 0 else math.nan for a, b in pair], 2) for pair in pairs]
+            print(f"| {name} | {pm(values, 3)} | {over[0]} | {over[1]} |")
+
+
+def sweep_variants() -> list[tuple[str, dict[str, float | str]]]:
+    """Horizon x decay for each predictor, then one option at a time around the defaults."""
+    found: list[tuple[str, dict[str, float | str]]] = [("least-kv", {}), ("ares-none", {"horizon": 0.0})]
+    for horizon in (512.0, 2048.0, 8192.0):
+        found.append(("ares-none", {"horizon": horizon}))
+        found += [(p, {"horizon": horizon, "decay": d}) for p in ("ares-noisy", "ares-oracle") for d in (0.0, 0.5, 0.9)]
+    for key, values in (("interval", (0.1, 2.0, 10.0)), ("margin", (0.02, 0.1)), ("reserve", (0.0, 0.15)),
+                        ("most_moves", (1.0,)), ("least_gain", (0.1,))):  # fmt: skip
+        found += [("ares-noisy", {key: value}) for value in values]
+    return found
+
+
+def print_sweep(rows: list[dict[str, Any]]) -> None:
+    """One line a variant, averaged over the training seeds."""
+    rates = sorted({r["rate"] for r in rows})
+    print("| variant | " + " | ".join(f"{r:g}/s: SLO met %, P99 TPOT ms, preempt., migr." for r in rates) + " |")
+    print("|---|" + "---|" * len(rates))
+    for variant in dict.fromkeys(json.dumps([r["policy"], r["options"]]) for r in rows):
+        mine = [r for r in rows if json.dumps([r["policy"], r["options"]]) == variant]
+        name, options = json.loads(variant)
+        cells = []
+        for rate in rates:
+            at = [r for r in mine if r["rate"] == rate]
+            met, p99, lost, moved = (np.mean([r[key] for r in at]) for key in ("met", "p99", "preempted", "migrated"))
+            cells.append(f"{met * 100:.1f}, {p99 * 1e3:.0f}, {lost:.0f}, {moved:.0f}")
+        print(f"| {name} {' '.join(f'{k}={v:g}' for k, v in options.items())} | " + " | ".join(cells) + " |")
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Attainment over rate, one line a policy, as a small SVG."""
+    rates, names = sorted({r["rate"] for r in rows}), list(dict.fromkeys(r["policy"] for r in rows))
+    colours = ("#888", "#c33", "#e90", "#96c", "#39c", "#063", "#0a0")
+    out = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 520 300" font-family="sans-serif" font-size="11">',
+           '<rect width="520" height="300" fill="#fff"/>']  # fmt: skip
+
+    def x(rate: float) -> float:
+        return 50 + 340 * (rate - rates[0]) / (rates[-1] - rates[0])
+
+    for share in (0.0, 0.25, 0.5, 0.75, 0.9, 1.0):
+        y = 260 - 230 * share
+        out.append(f'<path d="M50 {y:g}H390" stroke="#ddd"/>')
+        out.append(f'<text x="45" y="{y + 4:g}" text-anchor="end">{share:.0%}</text>')
+    out += [f'<text x="{x(r):.0f}" y="275" text-anchor="middle">{r:g}</text>' for r in rates[:: len(rates) // 4]]
+    out.append('<text x="220" y="292" text-anchor="middle">requests/s</text><text x="50" y="20">SLO met</text>')
+    for name, colour, y in zip(names, colours, range(40, 400, 18), strict=False):
+        met = [np.mean([r["met"] for r in rows if (r["policy"], r["rate"]) == (name, rate)]) for rate in rates]
+        line = " L".join(f"{x(rate):.1f} {260 - 230 * m:.1f}" for rate, m in zip(rates, met, strict=True))
+        out.append(f'<path d="M{line}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
+        out.append(f'<path d="M400 {y}h20" stroke="{colour}" stroke-width="2"/><text x="426" y="{y + 4}">{name}</text>')
+    path.write_text("\n".join([*out, "</svg>"]) + "\n")
+
+
+def main() -> None:
+    """Run, print, keep the rows as JSON, draw."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("grid", "sweep"))
+    parser.add_argument("setting", choices=tuple(SETTINGS))
+    parser.add_argument("--policies", nargs="+", default=POLICIES)
+    parser.add_argument("--rates", type=float, nargs="+", help="instead of the setting's")
+    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="keep one row a run here")
+    parser.add_argument("--svg", type=Path, help="draw attainment over rate here")
+    a = parser.parse_args()
+    rates = a.rates or SETTINGS[a.setting].rates
+    seeds = a.seeds or (TRAINING_SEEDS if a.what == "sweep" else TEST_SEEDS)
+    variants = sweep_variants() if a.what == "sweep" else [(name, {}) for name in a.policies]
+    tasks = [(a.setting, name, options, rate, seed) for name, options in variants for rate in rates for seed in seeds]
+    rows = fan_out(point, tasks, a.jobs)
+    if a.json:
+        a.json.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    (print_sweep if a.what == "sweep" else print_grid)(rows)
+    if a.svg:
+        draw(rows, a.svg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""An experiment as data: what to run, how often, and what the answer means."""
