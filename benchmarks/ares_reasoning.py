@@ -12,7 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +28,22 @@ from penstock.experiment.setup import ClusterSetup, Setup, Target, WorkloadSetup
 from penstock.report.metrics import Verdicts
 from penstock.report.repeat import interval
 
-POLICIES = "static round-robin least-kv llumnix ares-none ares-noisy ares-oracle".split()
+POLICIES = ("static", "round-robin", "least-kv", "llumnix", "ares-none", "ares-noisy", "ares-oracle")
 JUDGED = (0.25, 0.8)
-PREFILL, DECODE = 2, 6
+DECODE = 6
 TEST_SEEDS, TRAINING_SEEDS = (11, 12, 13, 14, 15), (1, 2, 3)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Decode KV blocks of 16 tokens (None: what 80 GB leave), TPOT target, lengths, requests a run, rates/s."""
+    """KV blocks of 16 tokens (None: what 80 GB leave), TPOT target, lengths, requests a run, rates/s, prefills."""
 
     kv_blocks: int | None
     tpot_s: float
     lengths: str
     requests: int
     rates: tuple[float, ...]
+    prefill: int = 2
 
 
 def _rates(low: float, high: float, n: int) -> tuple[float, ...]:
@@ -47,23 +51,23 @@ def _rates(low: float, high: float, n: int) -> tuple[float, ...]:
 
 
 SETTINGS = {
-    "64k": Setting(4096, 0.0125, "reasoning", 1200, _rates(0.10, 0.44, 11)),
-    "128k": Setting(8192, 0.0125, "reasoning", 1500, _rates(0.20, 0.80, 13)),
-    "256k": Setting(16384, 0.0125, "reasoning", 2500, _rates(0.75, 1.4, 9)),
-    "512k": Setting(32768, 0.0125, "reasoning", 4000, _rates(1.0, 1.75, 9)),
-    "h100": Setting(None, 0.0125, "reasoning", 4000, _rates(1.0, 1.75, 9)),
-    "h100-25ms": Setting(None, 0.025, "reasoning", 6000, _rates(1.9, 2.7, 7)),
-    "sharegpt": Setting(None, 0.0125, "sharegpt", 20000, _rates(60.0, 240.0, 9)),
+    "64k": Setting(4096, 0.0125, "reasoning", 1000, _rates(0.12, 0.42, 7)),
+    "128k": Setting(8192, 0.0125, "reasoning", 1500, (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8)),
+    "256k": Setting(16384, 0.0125, "reasoning", 2000, _rates(0.8, 1.4, 6)),
+    "h100": Setting(None, 0.0125, "reasoning", 3000, _rates(1.2, 1.75, 6)),
+    "h100-25ms": Setting(None, 0.025, "reasoning", 5000, _rates(2.0, 2.6, 5)),
+    "sharegpt": Setting(None, 0.0125, "sharegpt", 10000, _rates(440.0, 600.0, 4)),
+    "sharegpt-6p": Setting(None, 0.0095, "sharegpt", 10000, _rates(440.0, 580.0, 5), 6),
 }
 
 
 def make_setup(setting: Setting, policy: str, rate: float, options: dict[str, float | str]) -> Setup:
-    """2P6D of Qwen2.5-7B on H100."""
+    """Qwen2.5-7B on H100, six decode instances."""
     return Setup(
         policy=policy,
         options=options,
         workload=WorkloadSetup(synthetic=setting.lengths, requests=setting.requests, rate_rps=rate),
-        cluster=ClusterSetup("qwen2.5-7b", "h100", prefill=PREFILL, decode=DECODE, kv_blocks=setting.kv_blocks),
+        cluster=ClusterSetup("qwen2.5-7b", "h100", prefill=setting.prefill, decode=DECODE, kv_blocks=setting.kv_blocks),
         slo=Target(5.0, setting.tpot_s),
     )
 
@@ -94,20 +98,31 @@ def point(name: str, policy: str, options: dict[str, float | str], rate: float, 
     }  # fmt: skip
 
 
-def goodput(rows: list[dict[str, Any]], goal: float) -> float:
-    """Rate at which a seed's attainment first falls below ``goal``, between grid rates by interpolation."""
+def crossing(rows: list[dict[str, Any]], good: Callable[[dict[str, Any]], float]) -> float:
+    """Rate at which ``good`` of a seed's rows first turns negative, between grid rates by interpolation."""
     rows = sorted(rows, key=lambda row: row["rate"])
-    for low, high in zip(rows, rows[1:], strict=False):
-        if high["met"] < goal <= low["met"]:
-            share = (low["met"] - goal) / (low["met"] - high["met"])
+    if good(rows[0]) < 0:
+        return math.nan
+    for low, high in pairwise(rows):
+        if good(high) < 0:
+            share = good(low) / (good(low) - good(high))
             return float(low["rate"] + share * (high["rate"] - low["rate"]))
-    return float(rows[-1]["rate"]) if rows[-1]["met"] >= goal else 0.0
+    return math.nan
 
 
-def goodputs(rows: list[dict[str, Any]], goal: float) -> dict[str, list[float]]:
-    """Goodput of each policy, one number a seed."""
+def _above(goal: float, row: dict[str, Any]) -> float:
+    return float(row["met"]) - goal
+
+
+def print_goodputs(rows: list[dict[str, Any]], title: str, good: Callable[[dict[str, Any]], float]) -> None:
+    """The highest rate with ``good(row) >= 0``; ratios are taken seed by seed. nan: not within the grid."""
+    print(f"\n{title}\n\n| policy | requests/s | over round-robin | over static |\n|---|--:|--:|--:|")
     names, seeds = dict.fromkeys(r["policy"] for r in rows), sorted({r["seed"] for r in rows})
-    return {p: [goodput([r for r in rows if r["policy"] == p and r["seed"] == s], goal) for s in seeds] for p in names}
+    found = {p: [crossing([r for r in rows if (r["policy"], r["seed"]) == (p, s)], good) for s in seeds] for p in names}
+    for name, values in found.items():
+        pairs = [zip(values, found[p], strict=True) for p in ("round-robin", "static")]
+        over = [pm([a / b for a, b in pair], 2) for pair in pairs]
+        print(f"| {name} | {pm(values, 3)} | {over[0]} | {over[1]} |")
 
 
 def pm(values: list[float], digits: int, scale: float = 1.0) -> str:
@@ -120,22 +135,17 @@ def print_grid(rows: list[dict[str, Any]]) -> None:
     """One table a rate, then goodputs and their ratio to round-robin and static, seed by seed."""
     names = list(dict.fromkeys(r["policy"] for r in rows))
     for rate in sorted({r["rate"] for r in rows}):
-        print(f"\nrate {rate:g}/s\n\n| policy | SLO met % | P50 TPOT ms | P99 TPOT ms | preempt. | migr. | CV | KV full % |")
-        print("|---|--:|--:|--:|--:|--:|--:|--:|")
+        print(f"\nrate {rate:g}/s\n\n| policy | SLO met % | P50 TPOT ms | P99 TPOT ms |", end="")
+        print(" preempt. | migr. | CV | KV full % |\n|---|--:|--:|--:|--:|--:|--:|--:|")
         for name in names:
             r = [row for row in rows if row["policy"] == name and row["rate"] == rate]
             column = {key: [float(row[key]) for row in r] for key in r[0] if isinstance(r[0][key], float)}
-            print(f"| {name} | {pm(column['met'], 1, 100)} | {pm(column['p50'], 2, 1e3)} | {pm(column['p99'], 1, 1e3)} | "
-                  f"{np.mean(column['preempted']):.0f} | {np.mean(column['migrated']):.0f} | "
-                  f"{np.mean(column['cv']):.3f} | {np.mean(column['full']) * 100:.0f} |")  # fmt: skip
+            cells = [name, pm(column["met"], 1, 100), pm(column["p50"], 2, 1e3), pm(column["p99"], 1, 1e3)]
+            cells += [f"{np.mean(column[k]):.0f}" for k in ("preempted", "migrated")]
+            cells += [f"{np.mean(column['cv']):.3f}", f"{np.mean(column['full']) * 100:.0f}"]
+            print("| " + " | ".join(cells) + " |")
     for goal in (0.9, 0.99):
-        found = goodputs(rows, goal)
-        print(f"\ngoodput, {goal:.0%} of requests\n\n| policy | requests/s | over round-robin | over static |")
-        print("|---|--:|--:|--:|")
-        for name, values in found.items():
-            pairs = [zip(values, found[p], strict=True) for p in ("round-robin", "static")]
-            over = [pm([a / b if b > 0 else math.nan for a, b in pair], 2) for pair in pairs]
-            print(f"| {name} | {pm(values, 3)} | {over[0]} | {over[1]} |")
+        print_goodputs(rows, f"goodput, {goal:.0%} of requests", partial(_above, goal))
 
 
 def sweep_variants() -> list[tuple[str, dict[str, float | str]]]:
@@ -173,7 +183,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     out = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 520 300" font-family="sans-serif" font-size="11">',
            '<rect width="520" height="300" fill="#fff"/>']  # fmt: skip
 
-    def x(rate: float) -> float:
+    def x(rate: Any) -> Any:
         return 50 + 340 * (rate - rates[0]) / (rates[-1] - rates[0])
 
     for share in (0.0, 0.25, 0.5, 0.75, 0.9, 1.0):
@@ -199,6 +209,7 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", help="instead of the setting's")
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--from", dest="kept", type=Path, help="print from rows kept earlier, run nothing")
     parser.add_argument("--json", type=Path, help="keep one row a run here")
     parser.add_argument("--svg", type=Path, help="draw attainment over rate here")
     a = parser.parse_args()
@@ -206,7 +217,10 @@ def main() -> None:
     seeds = a.seeds or (TRAINING_SEEDS if a.what == "sweep" else TEST_SEEDS)
     variants = sweep_variants() if a.what == "sweep" else [(name, {}) for name in a.policies]
     tasks = [(a.setting, name, options, rate, seed) for name, options in variants for rate in rates for seed in seeds]
-    rows = fan_out(point, tasks, a.jobs)
+    if a.kept:
+        rows = [json.loads(line) for line in a.kept.read_text().splitlines()]
+    else:
+        rows = fan_out(point, tasks, a.jobs)
     if a.json:
         a.json.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
     (print_sweep if a.what == "sweep" else print_grid)(rows)

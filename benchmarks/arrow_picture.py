@@ -74,9 +74,9 @@ def draw(path: Path, title: str, setup: Setup, marks: Sequence[tuple[float, str]
                        f'height="{BAR - 2}" fill="{ROLE_COLOURS[role]}"/>')  # fmt: skip
     y += BAR * (setup.cluster.prefill + setup.cluster.decode) + GAP
     slo = setup.slo
-    keys = (ink(ARROW, "arrow"), ink(STATIC, "static 4P4D (dashed)"), "goal 90 % (dotted)")
+    lines = (ink(ARROW, "arrow"), ink(STATIC, "static 4P4D (dashed)"), "goal 90 % (dotted)")
     target = f"TTFT {slo.ttft_s:g} s and TPOT {slo.tpot_s:g} s"
-    frame(y, SHARE, f"share of arriving requests that meet {target}: {', '.join(keys)}")
+    frame(y, SHARE, f"share of arriving requests that meet {target}: {', '.join(lines)}")
     for result, drawn in ((static, (STATIC, 'stroke-dasharray="6 4"')), (ours, (ARROW, ""))):
         met, count = Verdicts(result, slo.slo()).met, np.bincount(where, minlength=len(middle))
         line(np.bincount(where, weights=met, minlength=len(middle)) / np.where(count, count, np.nan), y, SHARE, *drawn)
@@ -84,7 +84,9 @@ def draw(path: Path, title: str, setup: Setup, marks: Sequence[tuple[float, str]
     for share in (0, 0.5, 1):
         text(LEFT - 8, y + SHARE * (1 - share) + 4, f"{share:.0%}", 'text-anchor="end"')
     for start, name in marks:
-        out.append(f'<line x1="{x(start):.1f}" x2="{x(start):.1f}" y1="{TOP - 34}" y2="{y + SHARE}" stroke="#30363d"/>')
+        if start > 0:
+            at = f"{x(start):.1f}"
+            out.append(f'<line x1="{at}" x2="{at}" y1="{TOP - 34}" y2="{y + SHARE}" stroke="#30363d"/>')
         text(x(start) + 5, TOP - 25, name, 'class="m"')
     step = next(s for s in (10, 30, 60, 100, 300, 600) if end / s <= 12)
     for time_s in np.arange(0, end + 1e-9, step):

@@ -1,7 +1,7 @@
 """Arrow's adaptive pools against static splits: goodput, ablations, sensitivity, and the roles over time as SVG.
 
 Usage: python benchmarks/arrow_pools.py {code,phases,rates,targets,sweep,draw} [--trace azure_code_2023.csv]
-       [--seeds 5] [--jobs 2] [--images docs/results/img]
+       [--seeds 3] [--jobs 2] [--images docs/results/img]
 
 Eight instances that start as 4 prefill + 4 decode. Goodput is the highest rate that keeps 90 % of the requests within
 their SLO (Arrow v2, arXiv 2505.11916, section 6); on the three-phase trace, whose first phase sends 16 of 21 requests,
@@ -27,7 +27,7 @@ from penstock.experiment.setup import ClusterSetup, Setup, Target, WorkloadSetup
 from penstock.report.metrics import Verdicts
 from penstock.workload.trace import Trace
 
-GOAL, TOLERANCE, SIZE = 0.9, 0.01, 8
+GOAL, TOLERANCE, SIZE = 0.9, 0.02, 8
 PHASE_S = 300.0
 THREE_PHASE = Setup(
     policy="arrow",
@@ -168,11 +168,11 @@ def rates(rows: list[Row], at: Sequence[float], seeds: int, jobs: int) -> None:
 def sweep(setup: Setup) -> list[Row]:
     """One option of arrow at a time."""
     grid: dict[str, Sequence[float]] = {
-        "expand": (0.6, 0.8, 1.5, 2.0),
+        "expand": (0.6, 2.0),
         "shrink": (0.1, 0.3, 0.7, 0.9),
-        "cooldown": (0, 2, 5, 30, 60),
-        "sustained": (1, 2, 5, 10),
-        "interval": (0.1, 0.25, 2, 5),
+        "cooldown": (0.0, 2.0, 30.0),
+        "sustained": (1.0, 10.0),
+        "interval": (0.25, 5.0),
     }
     rows = [variant(setup, "defaults", "arrow")]
     return rows + [variant(setup, f"{k} {v:g}", "arrow", {k: v}) for k, values in grid.items() for v in values]
@@ -194,7 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("code", "phases", "rates", "targets", "sweep", "draw"))
     parser.add_argument("--trace", default="azure_code_2023.csv", help="Azure LLM inference trace 2023, code")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--images", type=Path, default=Path("docs/results/img"))
     a = parser.parse_args()

@@ -1,9 +1,8 @@
 """The simulator's own engine as a replay for ``fidelity_vllm.study``: what a user of ``penstock simulate`` gets.
 
-Differs from the step-by-step replay in what ``penstock.sim`` leaves out: asynchronous scheduling (a new request is
-computed one step earlier, an ended one frees its blocks one step earlier), KV of a preempted request that is still
-findable, and which rank of a data-parallel group a request lands on (the group is one engine whose work is split
-evenly).
+The replay and the simulator share no code, so each checks the other: on a single engine they give the same figures.
+A data-parallel group is one engine here whose work is split evenly over the ranks; the replay balances requests over
+them as vLLM does.
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from fidelity_replay import EngineConfig, Request
 
+from fidelity_replay import EngineConfig, Request
 from penstock.core.actions import Action
 from penstock.core.events import Event, RequestArrived
 from penstock.core.types import Role, Slo

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from fidelity_engine import simulated
 from fidelity_replay import EngineConfig, Request, replay
 from penstock.perf.hardware import hardware_spec
 from penstock.perf.kv import kv_capacity
@@ -187,7 +188,13 @@ def main() -> None:
     outcomes = [study(root, run) for run in RUNS]
     for outcome in outcomes:
         lines += [f"### {outcome.run.folder}", "", *table(outcome), ""]
-    lines += ["### What each term contributes (errors of the means)", ""]
+    lines += ["### The simulator's own engine on the same runs (errors of the means)", ""]
+    lines += ["| run | engine | TTFT | TPOT | E2E | preemptions |", "|---|---|---:|---:|---:|---:|"]
+    for run, outcome in zip(RUNS, outcomes, strict=True):
+        own = study(root, run, engine=simulated)
+        lines.append(f"| {run.folder} | replay | {mean_errors(outcome)} | {outcome.preemptions} |")
+        lines.append(f"| | `penstock.sim` | {mean_errors(own)} | {own.preemptions} |")
+    lines += ["", "### What each term contributes (errors of the means)", ""]
     lines += ["| run | variant | TTFT | TPOT | E2E |", "|---|---|---:|---:|---:|"]
     for run, outcome in zip(RUNS, outcomes, strict=True):
         lines.append(f"| {run.folder} | as above | {mean_errors(outcome)} |")

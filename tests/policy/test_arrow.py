@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.core.events import DecodeStarted, Event, InstanceUp, PrefillDone, Tick
+from penstock.core.events import DecodeStarted, Event, InstanceUp, Load, PrefillDone, Tick
 from penstock.core.types import Role, Slo
 from penstock.policy.arrow import ArrowDecode, ArrowPrefill, ArrowRoles
 from penstock.policy.arrow_monitor import LoadMonitor
@@ -200,6 +200,21 @@ def test_a_stalled_instance_is_overloaded_not_idle() -> None:
         monitor.observe(tick({0: (500, 3, 0.02)}), view, float(second))
         _, decode = monitor.pool_loads(view, float(second))
     assert decode == pytest.approx((3.0 - 0.01) / 0.04)
+
+
+def test_prefills_left_over_on_a_flipped_instance_are_no_stall() -> None:
+    """It has prefilled for 20 s without a decode token; the clock starts with its first decode, not before."""
+    monitor = LoadMonitor(SLO, floor_s=0.010)
+    view = cluster([P])
+    monitor.observe(up(0, P), view, 0.0)
+    for second in range(1, 21):
+        monitor.observe(Tick((0,), (Load(0, 4, 0, 1000, 0.2),), (), (), ()), view, float(second))
+    view.relabel(0, D)
+    view.pending_requests[0] = 1.0
+    monitor.observe(Tick((0,), (Load(0, 4, 0, 1000, 0.2),), (), (), ()), view, 20.0)
+    assert monitor.pool_loads(view, 20.0)[1] == 0.0
+    monitor.observe(Tick((0,), (Load(0, 4, 0, 1000, 0.2),), (), (), ()), view, 22.0)
+    assert monitor.pool_loads(view, 22.0)[1] == pytest.approx((2.0 - 0.01) / 0.04)
 
 
 def test_an_idle_instance_has_no_load() -> None:

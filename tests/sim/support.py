@@ -168,9 +168,7 @@ def case_of(seed: int, n: int, faults: bool = False, hashes: bool = False) -> Ca
 
     def spec(role: Role) -> InstanceSpec:
         link = 1e6 * float(rnd.uniform(0.5, 2))
-        return InstanceSpec(
-            role, model, capacity, block, min(seqs, budget), budget, link, async_scheduling=overlapped
-        )
+        return InstanceSpec(role, model, capacity, block, min(seqs, budget), budget, link, async_scheduling=overlapped)
 
     shape = int(rnd.integers(1, 3)), int(rnd.integers(1, 4))
     roles = [Role.MIXED] * sum(shape) if mixed else [Role.PREFILL] * shape[0] + [Role.DECODE] * shape[1]

@@ -96,6 +96,12 @@ def setup_options(
     block_size: Annotated[int, _option(CLUSTER, "--block-size", help="Tokens per KV block.")] = 16,
     max_num_seqs: Annotated[int, _option(CLUSTER, "--max-num-seqs", help="As vLLM's.")] = 256,
     max_num_batched_tokens: Annotated[int, _option(CLUSTER, "--max-num-batched-tokens", help="As vLLM's.")] = 8192,
+    async_scheduling: Annotated[
+        bool, _option(CLUSTER, "--async-scheduling/--no-async-scheduling", help="As vLLM's; off on CPUs.")
+    ] = True,
+    prefix_caching: Annotated[
+        bool, _option(CLUSTER, "--prefix-caching/--no-prefix-caching", help="As vLLM's; needs hashes in the trace.")
+    ] = True,
     memory_utilization: Annotated[
         float, _option(CLUSTER, "--memory-utilization", help="As vLLM's gpu_memory_utilization.")
     ] = 0.9,
@@ -175,6 +181,8 @@ def setup_options(
             block_size=block_size,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
+            async_scheduling=async_scheduling,
+            prefix_caching=prefix_caching,
             memory_utilization=memory_utilization,
             kv_dtype=kv_dtype,
             kv_blocks=kv_blocks,

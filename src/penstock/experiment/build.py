@@ -174,6 +174,8 @@ def _instance(
         c.max_num_seqs,
         c.max_num_batched_tokens,
         link.bandwidth_Bps,
+        async_scheduling=c.async_scheduling,
+        prefix_caching=c.prefix_caching,
     )
 
 

@@ -58,6 +58,8 @@ class ClusterSetup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     block_size: int = 16
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 8192
+    async_scheduling: bool = True
+    prefix_caching: bool = True
     memory_utilization: float = 0.9
     kv_dtype: str = "bf16"
     kv_blocks: int | None = None

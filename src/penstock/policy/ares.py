@@ -6,10 +6,16 @@ can hold it; among all such moves the one that lowers the variance most is made,
 of prefill uses prompt, predicted length and current loads.
 
 Not given (by what we could obtain of the paper): horizon, sampled points, decay, margins, reserve, least improvement,
-interval, concurrency. All defaults below are ours. First predictions are off by thousands of tokens, therefore later
-points count less, and a prediction never reserves memory at dispatch. A least gain and one migration in or out per
-instance keep the classification against the mean from chattering. Loads are compared in tokens: with unlike hardware
-in one pool that is not fair; we found no treatment of it in the paper.
+interval, concurrency. All defaults below are ours, chosen by the sweep in ``docs/results/ares.md``. First predictions
+are off by thousands of tokens, therefore later points count less, and a prediction never reserves memory at dispatch.
+A least gain and one migration in or out per instance keep the classification against the mean from chattering.
+
+The horizon does two things: its weighted points make the objective, and at each of them the target must have room.
+The second matters most where memory binds, even without a prediction (every request then grows over the whole
+horizon): a request that has just moved is the last admitted on its target, hence the first that vLLM evicts there.
+
+Loads are compared in tokens: with unlike hardware in one pool that is not fair; we found no treatment of it in the
+paper.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ ARROW_OPTIONS = (
     Option("sustained", 3.0, "consecutive reviews that must agree", "code", low=1.0),
     Option("interval", 1.0, "seconds between reviews", "code", low=0.001),
     Option("candidates", "pool", "instances that are scored: the role's pool or all", "code", words=("pool", "all")),
+    Option("early", 1.0, "share of the TTFT target whose use by the queue asks for a flip", low=0.0, high=1.0),
     Option("flips", "on", "off freezes the roles: the paper's ablation", "paper", words=("on", "off")),
 )
 
@@ -54,12 +55,13 @@ class ArrowPrefill(PrefillPlacement):
 
     estimates = True
 
-    def __init__(self, cost: PrefillFit, everywhere: bool = False) -> None:
+    def __init__(self, cost: PrefillFit, everywhere: bool = False, early: float = 1.0) -> None:
         self.cost = cost
         self.everywhere = everywhere
+        self.early = early
 
     def place(self, request: RequestRecord, view: ClusterView, now_s: float) -> Choice:
-        """See :class:`PrefillPlacement`."""
+        """See :class:`PrefillPlacement`. With ``early`` < 1 a choice that meets the SLO late may ask for a flip."""
         rows = view.everyone if self.everywhere else view.prefills
         if len(rows) == 0:
             return Choice(-1, False)
@@ -69,11 +71,12 @@ class ArrowPrefill(PrefillPlacement):
         left = request.slo.ttft_s - (now_s - request.arrival_s)
         best = first_then_second(own, seconds)
         if seconds[best] <= left and view.capacity_tokens[rows[best]] >= tokens:
-            return Choice(int(rows[best]))
+            return Choice(int(rows[best]), bool(seconds[best] <= self.early * left))
         meets = (seconds <= left) & (view.capacity_tokens[rows] >= tokens)
         if meets.any():
             some = np.flatnonzero(meets)
-            return Choice(int(rows[some[first_then_second(own[some], seconds[some])]]))
+            best = int(some[first_then_second(own[some], seconds[some])])
+            return Choice(int(rows[best]), bool(seconds[best] <= self.early * left))
         holds = np.flatnonzero(view.capacity_tokens[rows] >= tokens)
         if len(holds) > 0:
             best = int(holds[first_then_second(own[holds], seconds[holds])])
@@ -213,5 +216,5 @@ def arrow(beliefs: Beliefs, slo: Slo, options: dict[str, OptionValue]) -> Policy
         int(number(options, "sustained")),
         number(options, "interval"),
     )
-    prefill, decode = ArrowPrefill(cost, everywhere), ArrowDecode(step, everywhere)
+    prefill, decode = ArrowPrefill(cost, everywhere, number(options, "early")), ArrowDecode(step, everywhere)
     return Policy("arrow", prefill, decode, roles=None if word(options, "flips") == "off" else roles)

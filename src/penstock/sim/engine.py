@@ -95,6 +95,7 @@ class Engine:
         noise: list[float] | None = None,
         restart_evicted: bool = False,
         async_scheduling: bool = False,
+        prefix_caching: bool = True,
     ) -> None:
         self.index = index
         self.model = step_model
@@ -103,11 +104,14 @@ class Engine:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.gaps = gaps
-        self.cache: PrefixCache | None = PrefixCache(hash_tokens // block_size) if hash_tokens else None
+        self.cache: PrefixCache | None = None
+        if hash_tokens and prefix_caching:
+            self.cache = PrefixCache(hash_tokens // block_size)
         self.hash_tokens = hash_tokens
         self.noise = noise if noise is not None else []
         self.restart_evicted = restart_evicted  # WAIT's model: an evicted request loses its output too
         self.async_scheduling = async_scheduling
+        self.prefix_caching = prefix_caching and not restart_evicted
         self.slow = 1.0
 
         self.wake_s = inf  # when the world must call settle() and begin(); inf while idle
@@ -141,6 +145,7 @@ class Engine:
         # Asynchronous scheduling: who ended in the last step still holds a slot and blocks in this one.
         self.lingering_blocks = 0
         self.lingering_slots = 0
+        self.taken = 0  # blocks handed out so far
 
         # Totals.
         self.busy_s = 0.0
@@ -371,7 +376,9 @@ class Engine:
         self.last_step_s = first + rise * (k - 1)
         self._end_lingering()
         if k > 1:
-            self.free -= self._growth_of(k - 1)
+            grown = self._growth_of(k - 1)
+            self.free -= grown
+            self.taken += grown
             self._note_low(self.free)
         self.step += k
         if batch > 0:
@@ -469,6 +476,7 @@ class Engine:
         wanted = self.growth[phase]
         if wanted <= self.free:
             self.free -= wanted
+            self.taken += wanted
             return True
         for seq in list(self.running.values()):
             if seq.state != DECODING or seq.phase != phase:
@@ -481,6 +489,7 @@ class Engine:
             if seq.state != DECODING:
                 break  # it was the last one itself
             self.free -= 1
+            self.taken += 1
             seq.phase = -1 - phase  # has its block for this step
         for seq in self.running.values():
             if seq.phase < 0:
@@ -499,6 +508,7 @@ class Engine:
             del self.running[victim.request]
             if self.partial is victim:
                 self.partial = None
+        self._leave_behind(victim)
         self._free(victim)
         if victim.kind == PULL:
             victim.kind = SERVE
@@ -507,6 +517,22 @@ class Engine:
         self.waiting.appendleft(victim)
         self.preemptions += 1
         notices.append(Notice(PREEMPTED, victim))
+
+    def _leave_behind(self, victim: Seq) -> None:
+        """A preempted sequence's blocks stay findable until they are handed out again (vLLM's prefix caching)."""
+        if self.prefix_caching and not victim.shared and not victim.hashes and victim.kind != REPROMPT:
+            victim.left_blocks = victim.blocks
+            victim.left_at = self.taken + self.free
+
+    def _still_there(self, seq: Seq) -> int:
+        """Tokens of a preempted sequence whose KV nobody has overwritten.
+
+        Its blocks went behind those that were free then, the last one first, and blocks are handed out from the front.
+        """
+        overwritten = max(0, self.taken - seq.left_at)
+        blocks = min(seq.left_blocks - overwritten, (seq.tokens - 1) // self.block_size)
+        seq.left_blocks = 0
+        return max(0, blocks) * self.block_size
 
     def _continue_prefill(
         self, seq: Seq, budget: int, calm: bool, now: float, notices: list[Notice]
@@ -523,6 +549,7 @@ class Engine:
 
     def _take_chunk(self, seq: Seq, chunk: int, need: int) -> None:
         self.free -= need
+        self.taken += need
         seq.blocks += need
         seq.chunk = chunk
         seq.state = PREFILLING
@@ -537,11 +564,13 @@ class Engine:
         if self.async_scheduling:
             if not self.running:
                 self._admit(budget, notices, now, self.step)
-            elif self.ready or self.waiting:
-                # Somebody may join one step from now: too new for this one, or waiting for what lingers.
-                if self.lingering_slots or (self.ready and self.ready[len(self.ready) - 1].seen >= self.step):
-                    self.wake_again = True
-                elif self.waiting and self.waiting[len(self.waiting) - 1].seen >= self.step:
+            else:  # somebody may join one step from now: too new for this one, or waiting for what lingers
+                latest = -1
+                if self.ready:
+                    latest = self.ready[len(self.ready) - 1].seen
+                if self.waiting:
+                    latest = max(latest, self.waiting[len(self.waiting) - 1].seen)
+                if latest >= self.step or (self.lingering_slots and (self.ready or self.waiting)):
                     self.wake_again = True
 
     def _admit(self, budget: int, notices: list[Notice], now: float, newest: int) -> None:
@@ -561,6 +590,7 @@ class Engine:
                     return
                 waiting.popleft()
                 self.free -= need
+                self.taken += need
                 seq.blocks += need
                 seq.state = PULLING
                 notices.append(Notice(PULL_READY, seq))
@@ -584,6 +614,7 @@ class Engine:
                 left.append(seq)
                 continue
             self.free -= need
+            self.taken += need
             seq.blocks += need
             self.running[seq.request] = seq
             self._join_batch(seq)
@@ -635,6 +666,8 @@ class Engine:
             seq.computed = hits * self.hash_tokens
         elif self._blocks(seq.tokens) - self._held(seq) > self.free:
             return False
+        if seq.left_blocks > 0:
+            seq.computed = max(seq.computed, self._still_there(seq))
         if seq.started_s < 0.0:
             seq.started_s = now
         self.running[seq.request] = seq

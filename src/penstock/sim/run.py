@@ -172,6 +172,7 @@ def _engines(trace: Trace, cluster: ClusterSpec, scenario: Scenario, gaps: GapLo
             noise,
             spec.restart_evicted,
             spec.async_scheduling,
+            spec.prefix_caching,
         )
         if isinstance(engine, SteppingEngine):
             engine.open_table()

@@ -55,6 +55,8 @@ class Seq:
         self.phase = 0
         self.ticket = 0  # tells its latest stay in the decode batch from earlier ones
         self.chunk = 0
+        self.left_blocks = 0  # what it held when it was preempted; see Engine._still_there
+        self.left_at = 0
         self.resumed = False
         self.started_s = -1.0
         self.last_token_s = -1.0

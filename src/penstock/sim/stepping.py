@@ -142,6 +142,7 @@ class SteppingEngine(Engine):
             if seq.state != DECODING:
                 break
             self.free -= need
+            self.taken += need
             seq.blocks += need
         budget = self.max_num_batched_tokens - sum(1 for s in self.running.values() if s.state == DECODING)
         if self.partial is not None:
@@ -179,6 +180,7 @@ class SteppingEngine(Engine):
                 left.append(seq)
                 continue
             self.free -= need
+            self.taken += need
             seq.blocks += need
             self.running[seq.request] = seq
             self._join_batch(seq)
@@ -199,6 +201,7 @@ class SteppingEngine(Engine):
             del self.running[victim.request]
             if self.partial is victim:
                 self.partial = None
+        self._leave_behind(victim)
         self._free(victim)
         if victim.kind == PULL:
             victim.kind = SERVE
