@@ -25,13 +25,14 @@ from penstock.core.types import Role
 from penstock.experiment.build import build_cluster, run
 from penstock.experiment.repeat import fan_out
 from penstock.experiment.setup import ClusterSetup, Setup, Target, WorkloadSetup
+from penstock.policy.registry import parse_settings
 from penstock.report.metrics import Verdicts
 from penstock.report.repeat import interval
 
 POLICIES = ("static", "round-robin", "least-kv", "llumnix", "ares-none", "ares-noisy", "ares-oracle")
 JUDGED = (0.25, 0.8)
 DECODE = 6
-TEST_SEEDS, TRAINING_SEEDS = (11, 12, 13, 14, 15), (1, 2, 3)
+TEST_SEEDS, TRAINING_SEEDS = (11, 12, 13, 14), (1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ def _rates(low: float, high: float, n: int) -> tuple[float, ...]:
 
 
 SETTINGS = {
-    "64k": Setting(4096, 0.0125, "reasoning", 1000, _rates(0.12, 0.42, 7)),
-    "128k": Setting(8192, 0.0125, "reasoning", 1500, (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8)),
+    "64k": Setting(4096, 0.0125, "reasoning", 1000, (0.1, 0.14, 0.18, 0.22, 0.26, 0.3, 0.34)),
+    "128k": Setting(8192, 0.0125, "reasoning", 1500, (0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)),
     "256k": Setting(16384, 0.0125, "reasoning", 2000, _rates(0.8, 1.4, 6)),
     "h100": Setting(None, 0.0125, "reasoning", 3000, _rates(1.2, 1.75, 6)),
     "h100-25ms": Setting(None, 0.025, "reasoning", 5000, _rates(2.0, 2.6, 5)),
@@ -206,6 +207,7 @@ def main() -> None:
     parser.add_argument("what", choices=("grid", "sweep"))
     parser.add_argument("setting", choices=tuple(SETTINGS))
     parser.add_argument("--policies", nargs="+", default=POLICIES)
+    parser.add_argument("--set", nargs="+", default=[], help="options, as llumnix.interval=0.5")
     parser.add_argument("--rates", type=float, nargs="+", help="instead of the setting's")
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--jobs", type=int, default=2)
@@ -215,7 +217,8 @@ def main() -> None:
     a = parser.parse_args()
     rates = a.rates or SETTINGS[a.setting].rates
     seeds = a.seeds or (TRAINING_SEEDS if a.what == "sweep" else TEST_SEEDS)
-    variants = sweep_variants() if a.what == "sweep" else [(name, {}) for name in a.policies]
+    settings = parse_settings(a.set)
+    variants = sweep_variants() if a.what == "sweep" else [(name, settings.get(name, {})) for name in a.policies]
     tasks = [(a.setting, name, options, rate, seed) for name, options in variants for rate in rates for seed in seeds]
     if a.kept:
         rows = [json.loads(line) for line in a.kept.read_text().splitlines()]

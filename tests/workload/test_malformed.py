@@ -72,7 +72,7 @@ def test_lines_are_counted_right_after_a_line_break_in_quotes(write: Write) -> N
     [
         ("", "is empty"),
         ("\n\n", "is empty"),
-        (gzip.compress(b""), "is empty"),
+        (gzip.compress(b"", mtime=0), "is empty"),
         (HEADER, "has a header but no rows"),
         (HEADER + "\n\n", "has a header but no rows"),
         (HEADER.encode() + b"2023-11-16 18:15:46,3,\xe9\n", r"a\.csv:2: byte 0xe9 is not UTF-8"),
@@ -119,7 +119,7 @@ def test_any_text_gives_a_trace_or_a_penstock_error(tmp_path: Path, lines: list[
 @given(data=st.binary(max_size=200))
 def test_any_bytes_give_a_trace_or_a_penstock_error(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "any"
-    for content in (data, b"\x1f\x8b" + data, gzip.compress(data)):
+    for content in (data, b"\x1f\x8b" + data, gzip.compress(data, mtime=0)):
         path.write_bytes(content)
         for name in (None, *FORMATS):
             with contextlib.suppress(PenstockError):
