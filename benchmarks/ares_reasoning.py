@@ -47,18 +47,15 @@ class Setting:
     prefill: int = 2
 
 
-def _rates(low: float, high: float, n: int) -> tuple[float, ...]:
-    return tuple(float(x) for x in np.round(np.geomspace(low, high, n), 3))
-
-
 SETTINGS = {
-    "64k": Setting(4096, 0.0125, "reasoning", 1000, (0.1, 0.14, 0.18, 0.22, 0.26, 0.3, 0.34)),
-    "128k": Setting(8192, 0.0125, "reasoning", 1500, (0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)),
-    "256k": Setting(16384, 0.0125, "reasoning", 2000, _rates(0.8, 1.4, 6)),
-    "h100": Setting(None, 0.0125, "reasoning", 3000, _rates(1.2, 1.75, 6)),
-    "h100-25ms": Setting(None, 0.025, "reasoning", 5000, _rates(2.0, 2.6, 5)),
-    "sharegpt": Setting(None, 0.0125, "sharegpt", 10000, _rates(440.0, 600.0, 4)),
-    "sharegpt-6p": Setting(None, 0.0095, "sharegpt", 10000, _rates(440.0, 580.0, 5), 6),
+    "64k": Setting(4096, 0.0125, "reasoning", 1000, (0.1, 0.14, 0.18, 0.22, 0.26, 0.3, 0.34, 0.38, 0.42, 0.46)),
+    "128k": Setting(
+        8192, 0.0125, "reasoning", 1500, (0.22, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.82)
+    ),
+    "256k": Setting(16384, 0.0125, "reasoning", 2000, (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)),
+    "h100": Setting(None, 0.0125, "reasoning", 2500, (0.8, 0.9, 1.0, 1.1, 1.2, 1.3)),
+    "sharegpt": Setting(None, 0.0125, "sharegpt", 10000, (440.0, 490.0, 540.0, 600.0)),
+    "sharegpt-6p": Setting(None, 0.0095, "sharegpt", 10000, (440.0, 470.0, 500.0, 530.0, 560.0), 6),
 }
 
 

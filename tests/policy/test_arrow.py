@@ -47,6 +47,13 @@ def test_prefill_that_misses_on_the_clean_instance_takes_one_that_meets() -> Non
     assert (choice.instance, choice.fits) == (1, False)
 
 
+def test_early_asks_for_help_before_the_target_is_lost() -> None:
+    view = cluster([P])
+    view.prefill_estimate_s[0] = 0.6
+    assert ArrowPrefill(COST).place(request(), view, 0.0).fits
+    assert not ArrowPrefill(COST, early=0.5).place(request(), view, 0.0).fits
+
+
 def test_time_already_waited_counts_against_ttft() -> None:
     view = cluster([P])
     assert ArrowPrefill(COST).place(request(), view, 0.5).fits

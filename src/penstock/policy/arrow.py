@@ -16,6 +16,7 @@ The body of v2 was read through an implementation that cites it clause by clause
 * Step durations are the engine's own, so the gap of a KV transfer is not in the load (it is in the reported TPOT).
 * MT is also bounded by the KV cache. A flip that cannot help (the request alone breaks its SLO) is not made. An empty
   pool is refilled at once, cooldown or not. Ours, all three.
+* ``early`` below 1 asks for prefill instances before the TTFT target is lost. Ours; 1 is the paper.
 """
 
 from __future__ import annotations

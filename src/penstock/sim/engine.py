@@ -1,9 +1,7 @@
-"""One engine in virtual time, as vLLM's V1 scheduler behaves, leaping over steps that change nothing.
+"""One engine in virtual time, as vLLM's V1 scheduler behaves: queues, blocks, admission, preemption.
 
-Between two changes of a decode batch its step times form an arithmetic progression (every request adds one token a
-step, and a step's time is affine in the tokens it reads), so a run of k steps has a closed form. The engine wakes
-only where something changes: a request joins or ends, blocks run out, someone asks. ``stepping.SteppingEngine`` does
-the same one step at a time with a real block table; tests hold the two equal.
+How time passes is the subclass's business: ``leaping.LeapingEngine`` jumps over steps that change nothing,
+``stepping.SteppingEngine`` takes every one.
 
 What is modelled after vLLM (V1 scheduler, 0.19 to 0.33):
 running requests come first and each decode gets one token; at most one prompt is partly computed; waiting requests
@@ -25,12 +23,12 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from heapq import heappop, heappush
 from math import inf, sqrt
 from typing import Final
 
 from penstock.core.events import Load
 from penstock.perf.step import StepModel
+from penstock.sim.cluster import InstanceSpec
 from penstock.sim.prefix import PrefixCache
 from penstock.sim.seq import (
     DECODING,
@@ -78,45 +76,36 @@ class GapLog:
 
 
 class Engine:
-    """One instance's scheduler, blocks and clock. The world owns time; see ``settle`` and ``begin``."""
-
-    leaps = True
+    """One instance's scheduler and blocks. The world owns time; see ``settle`` and ``begin``."""
 
     def __init__(
         self,
         index: int,
-        step_model: StepModel,
-        capacity_blocks: int,
-        block_size: int,
-        max_num_seqs: int,
-        max_num_batched_tokens: int,
+        spec: InstanceSpec,
         gaps: GapLog,
         hash_tokens: int = 0,
         noise: list[float] | None = None,
-        restart_evicted: bool = False,
-        async_scheduling: bool = False,
-        prefix_caching: bool = True,
     ) -> None:
         self.index = index
-        self.model = step_model
-        self.capacity_blocks = capacity_blocks
-        self.block_size = block_size
-        self.max_num_seqs = max_num_seqs
-        self.max_num_batched_tokens = max_num_batched_tokens
+        self.model: StepModel = spec.step_model
+        self.capacity_blocks: int = spec.capacity_blocks
+        self.block_size: int = spec.block_size
+        self.max_num_seqs: int = spec.max_num_seqs
+        self.max_num_batched_tokens: int = spec.max_num_batched_tokens
+        self.restart_evicted: bool = spec.restart_evicted
+        self.async_scheduling: bool = spec.async_scheduling
+        self.prefix_caching: bool = spec.prefix_caching and not spec.restart_evicted
         self.gaps = gaps
-        self.cache: PrefixCache | None = None
-        if hash_tokens and prefix_caching:
-            self.cache = PrefixCache(hash_tokens // block_size)
         self.hash_tokens = hash_tokens
+        self.cache: PrefixCache | None = None
+        if hash_tokens and spec.prefix_caching:
+            self.cache = PrefixCache(hash_tokens // self.block_size)
         self.noise = noise if noise is not None else []
-        self.restart_evicted = restart_evicted  # WAIT's model: an evicted request loses its output too
-        self.async_scheduling = async_scheduling
-        self.prefix_caching = prefix_caching and not restart_evicted
         self.slow = 1.0
 
         self.wake_s = inf  # when the world must call settle() and begin(); inf while idle
         self.version = 0  # tells the world's heap entries for this engine apart from outdated ones
-        self.free = capacity_blocks
+        self.free = self.capacity_blocks
         self.waiting: deque[Seq] = deque()
         self.ready: list[Seq] = []
         self.running: dict[int, Seq] = {}  # in order of admission: the last one is preempted first
@@ -125,14 +114,12 @@ class Engine:
         self.aborted: list[Seq] = []  # dropped while running: they go at the next boundary
         self.order = 0
 
-        # The decode batch: steps done, its size, tokens it holds, block growth by phase, and who ends when.
+        # The decode batch: steps done, its size, and the tokens it holds.
         self.step = 0
         self.batch = 0
         self.context = 0
-        self.growth = [0] * block_size
-        self.finishing: list[tuple[int, int, Seq]] = []
 
-        # The leap in progress: starts at begin_s, first step first_s long, each next one rise_s longer.
+        # The steps in progress: planned many from begin_s on, the first first_s long, each next one rise_s longer.
         self.begin_s = 0.0
         self.first_s = 0.0
         self.rise_s = 0.0
@@ -151,9 +138,48 @@ class Engine:
         self.busy_s = 0.0
         self.prefill_tokens = 0
         self.decode_tokens = 0
-        self.least_free = capacity_blocks
+        self.least_free = self.capacity_blocks
         self.preemptions = 0
         self.last_step_s = 0.0
+
+    # -- how time passes: the subclass's part -----------------------------------------------------------------------
+
+    def settle(self, now: float) -> list[Notice]:
+        """End what runs until ``now``; report what ended with it."""
+        raise NotImplementedError
+
+    def begin(self, now: float) -> list[Notice]:
+        """Start what runs from ``now`` on; report what began with it. Sets ``wake_s``."""
+        raise NotImplementedError
+
+    def load(self, now: float) -> Load:
+        """The engine as it sees itself."""
+        raise NotImplementedError
+
+    def tokens_of(self, seq: Seq, now: float) -> int:
+        """Length of a sequence at ``now``."""
+        raise NotImplementedError
+
+    def decoding(self, now: float) -> list[tuple[Seq, int]]:
+        """Sequences in the decode batch with their lengths at ``now``, in order of admission."""
+        raise NotImplementedError
+
+    def _join_batch(self, seq: Seq) -> None:
+        """Into the decode batch. Its ``tokens`` and ``blocks`` are exact as of this boundary."""
+        raise NotImplementedError
+
+    def _leave_batch(self, seq: Seq) -> None:
+        """Out of the decode batch. ``tokens`` must be exact as of this boundary; brings ``blocks`` up to date."""
+        raise NotImplementedError
+
+    def _catch_up(self, seq: Seq, now: float) -> None:
+        """Make a decoding sequence's ``tokens`` and ``last_token_s`` exact as of this boundary."""
+
+    def _note_dip(self, now: float) -> None:
+        """Blocks are about to come free in the middle of a leap."""
+
+    def _cut_short(self, now: float) -> None:
+        """The engine is about to die: count the steps that ended."""
 
     # -- orders from the world --------------------------------------------------------------------------------------
 
@@ -247,10 +273,7 @@ class Engine:
 
     def die(self, now: float) -> None:
         """Count the steps that ended, then forget everything but the totals."""
-        done = self.steps_done(now)
-        self._note_dip(now)
-        if done > 0 and not self.chunks:
-            self._account(done)
+        self._cut_short(now)
         self.version += 1
         self.wake_s = inf
         self.free = self.capacity_blocks
@@ -262,13 +285,11 @@ class Engine:
         self.aborted.clear()
         self.lingering_blocks = 0
         self.lingering_slots = 0
-        self.finishing.clear()
         self.joined.clear()
         self.chunks.clear()
         self.partial = None
         self.batch = 0
         self.context = 0
-        self.growth = [0] * self.block_size
         self.planned = 0
         self.blocked = False
         if self.cache is not None:
@@ -280,7 +301,28 @@ class Engine:
         if self.planned > 0:
             self._poke(now)
 
-    # -- what the world asks ----------------------------------------------------------------------------------------
+    # -- the steps in progress --------------------------------------------------------------------------------------
+
+    def time_of(self, k: int) -> float:
+        """When step ``k`` of the leap ends."""
+        return self.begin_s + k * self.first_s + self.rise_s * (0.5 * k * (k - 1))
+
+    def boundary(self, t: float) -> int:
+        """The first step end at or after ``t``."""
+        span = t - self.begin_s
+        if span <= 0.0:
+            return 0
+        first, rise = self.first_s, self.rise_s
+        if rise <= 0.0:
+            k = int(span / first)
+        else:
+            half = first - 0.5 * rise
+            k = int((sqrt(half * half + 2.0 * rise * span) - half) / rise)
+        while k > 0 and self.time_of(k - 1) >= t:
+            k -= 1
+        while self.time_of(k) < t:
+            k += 1
+        return k
 
     def steps_done(self, now: float) -> int:
         """Steps of the leap in progress that have ended by ``now``."""
@@ -291,140 +333,44 @@ class Engine:
             k -= 1
         return k
 
-    def tokens_of(self, seq: Seq, now: float) -> int:
-        """Length of a sequence at ``now``."""
-        if seq.state != DECODING:
-            return seq.tokens
-        return seq.tokens + self.step - seq.at_step + self.steps_done(now)
+    def _poke(self, now: float, newcomer: bool = False) -> None:
+        """Something may change: wake at the next boundary (one later for a newcomer to a step), or at once if idle."""
+        if self.planned == 0:
+            if self.wake_s > now:
+                self.wake_s = now
+                self.version += 1
+            return
+        if self.planned == 1:
+            return
+        k = max(self.boundary(now), 1)  # the first step has just begun: vLLM does not take it back
+        if newcomer:
+            k += 1
+        if k < self.planned:
+            self.planned = k
+            self.wake_s = self.time_of(k)
+            self.version += 1
 
-    def load(self, now: float) -> Load:
-        """The engine as it sees itself."""
-        context = self.context
-        free = self.free
-        step_s = self.last_step_s
+    def _look_again(self, now: float, calm: bool) -> None:
+        """No leap where the very next boundary matters: after a preemption, or when someone leaves or may join."""
+        if calm and not self.leaving and not self.aborted and not self.wake_again:
+            return
+        self.wake_again = False
         if self.planned > 1:
-            k = self.steps_done(now)
-            if k > 0:
-                context += k * self.batch
-                k = min(k, self.planned - 1)
-                free += self.lingering_blocks - self._growth_of(k)
-                step_s = self.first_s + self.rise_s * k
-        return Load(self.batch, len(self.seqs) - len(self.running), context, free, step_s)
+            self.planned = 1
+            self.wake_s = self.time_of(1)
+        elif self.planned == 0:
+            self.wake_s = now
 
-    def decoding(self) -> list[Seq]:
-        """Sequences in the decode batch, in order of admission."""
-        return [s for s in self.running.values() if s.state == DECODING]
+    def _seen(self, now: float) -> int:
+        """The step boundary (steps done by then) at which the engine's loop notices what comes in at ``now``."""
+        return self.step + max(self.boundary(now), 1) if self.planned > 0 else self.step
 
-    # -- the clock --------------------------------------------------------------------------------------------------
+    def _factor(self) -> float:
+        if not self.noise:
+            return self.slow
+        return self.slow * self.noise[(self.step // NOISE_EPOCH_STEPS) % len(self.noise)]
 
-    def settle(self, now: float) -> list[Notice]:
-        """End the step or leap that runs until ``now``; report what ended with it."""
-        notices: list[Notice] = []
-        k = self.planned
-        if k > 0:
-            self._account(k)
-            if self.aborted:
-                self._purge()
-            if self.chunks:
-                self._end_chunks(now, notices)
-            finishing = self.finishing
-            while finishing and finishing[0][0] <= self.step:
-                _, ticket, seq = heappop(finishing)
-                if seq.state == DECODING and seq.ticket == ticket:
-                    seq.tokens = seq.final_tokens
-                    seq.last_token_s = now
-                    self._leave_batch(seq)
-                    self._retire(seq)
-                    notices.append(Notice(FINISHED, seq))
-        for seq in self.leaving:
-            if seq.state == DECODING:  # neither finished nor preempted meanwhile
-                seq.tokens += self.step - seq.at_step
-                seq.last_token_s = now
-                self._leave_batch(seq)
-                seq.computed = seq.tokens - 1
-                seq.state = PINNED
-                notices.append(Notice(EXTRACTED, seq))
-        self.leaving.clear()
-        return notices
-
-    def begin(self, now: float) -> list[Notice]:
-        """Start the next step (or leap) at ``now``; report what began with it. Sets ``wake_s``."""
-        notices: list[Notice] = []
-        self.begin_s = now
-        if self.aborted:
-            self._purge()
-        calm = self._grow_decodes(now, notices)
-        budget = self.max_num_batched_tokens - self.batch
-        if self.partial is not None:
-            budget, calm = self._continue_prefill(self.partial, budget, calm, now, notices)
-        self.joined.clear()
-        if calm:
-            self._admit_all(budget, notices, now)
-        self._note_low(self.free)
-        self._plan(now)
-        if not calm or self.leaving or self.aborted or self.wake_again:
-            self.wake_again = False
-            self._look_again(now)
-        return notices
-
-    # -- ending -----------------------------------------------------------------------------------------------------
-
-    def _account(self, k: int) -> None:
-        """Take ``k`` steps of the plan into the books."""
-        first, rise, batch = self.first_s, self.rise_s, self.batch
-        self.busy_s += k * first + rise * (0.5 * k * (k - 1))
-        self.last_step_s = first + rise * (k - 1)
-        self._end_lingering()
-        if k > 1:
-            grown = self._growth_of(k - 1)
-            self.free -= grown
-            self.taken += grown
-            self._note_low(self.free)
-        self.step += k
-        if batch > 0:
-            self.context += k * batch
-            self.decode_tokens += k * batch
-            joining = len(self.joined)
-            if joining == 0:
-                self.gaps.add(first, rise, k, batch)
-            else:  # the first gap of those who joined at the start of this leap spans their transfer
-                for seq in self.joined:
-                    self.gaps.add(self.begin_s + first - seq.last_token_s, 0.0, 1, 1)
-                if batch > joining:
-                    self.gaps.add(first, 0.0, 1, batch - joining)
-                if k > 1:
-                    self.gaps.add(first + rise, rise, k - 1, batch)
-                self.joined.clear()
-        self.planned = 0
-
-    def _purge(self) -> None:
-        """Take out what was dropped while running."""
-        for seq in self.aborted:
-            if seq.state == DECODING:
-                seq.tokens += self.step - seq.at_step
-                self._leave_batch(seq)
-            elif seq.state == PREFILLING:
-                del self.running[seq.request]
-                if self.partial is seq:
-                    self.partial = None
-            self._free(seq)
-            seq.state = GONE
-        self.aborted.clear()
-
-    def _end_lingering(self) -> None:
-        self.free += self.lingering_blocks
-        self.lingering_blocks = 0
-        self.lingering_slots = 0
-
-    def _retire(self, seq: Seq) -> None:
-        """A sequence has all its tokens. With asynchronous scheduling the next step was made before that was known."""
-        if self.async_scheduling and self.running:
-            self.lingering_blocks += seq.blocks
-            self.lingering_slots += 1
-            seq.blocks = 0
-        self._free(seq)
-        seq.state = GONE
-        del self.seqs[seq.request]
+    # -- at the end of a step ---------------------------------------------------------------------------------------
 
     def _end_chunks(self, now: float, notices: list[Notice]) -> None:
         for seq in self.chunks:
@@ -468,38 +414,51 @@ class Engine:
         self._free(seq)
         seq.state = GONE
 
-    # -- beginning --------------------------------------------------------------------------------------------------
+    def _retire(self, seq: Seq) -> None:
+        """A sequence has all its tokens. With asynchronous scheduling the next step was made before that was known."""
+        if self.async_scheduling and self.running:
+            self.lingering_blocks += seq.blocks
+            self.lingering_slots += 1
+            seq.blocks = 0
+        self._free(seq)
+        seq.state = GONE
+        del self.seqs[seq.request]
 
-    def _grow_decodes(self, now: float, notices: list[Notice]) -> bool:
-        """Give every decode the block its next token needs; preempt from the back if there is none. True if calm."""
-        phase = self.step % self.block_size
-        wanted = self.growth[phase]
-        if wanted <= self.free:
-            self.free -= wanted
-            self.taken += wanted
-            return True
-        for seq in list(self.running.values()):
-            if seq.state != DECODING or seq.phase != phase:
-                continue
-            while self.free == 0:
-                victim = self.running[next(reversed(self.running))]
-                self._preempt(victim, now, notices)
-                if victim is seq:
-                    break
-            if seq.state != DECODING:
-                break  # it was the last one itself
-            self.free -= 1
-            self.taken += 1
-            seq.phase = -1 - phase  # has its block for this step
-        for seq in self.running.values():
-            if seq.phase < 0:
-                seq.phase = -1 - seq.phase
-        return False
+    def _end_lingering(self) -> None:
+        self.free += self.lingering_blocks
+        self.lingering_blocks = 0
+        self.lingering_slots = 0
+
+    def _let_go(self, now: float, notices: list[Notice]) -> None:
+        """Take out who was asked to leave, unless it has finished or been preempted meanwhile."""
+        for seq in self.leaving:
+            if seq.state == DECODING:
+                self._catch_up(seq, now)
+                self._leave_batch(seq)
+                seq.computed = seq.tokens - 1
+                seq.state = PINNED
+                notices.append(Notice(EXTRACTED, seq))
+        self.leaving.clear()
+
+    def _purge(self, now: float) -> None:
+        """Take out what was dropped while running."""
+        for seq in self.aborted:
+            if seq.state == DECODING:
+                self._catch_up(seq, now)
+                self._leave_batch(seq)
+            elif seq.state == PREFILLING:
+                del self.running[seq.request]
+                if self.partial is seq:
+                    self.partial = None
+            self._free(seq)
+            seq.state = GONE
+        self.aborted.clear()
+
+    # -- at the beginning of a step ---------------------------------------------------------------------------------
 
     def _preempt(self, victim: Seq, now: float, notices: list[Notice]) -> None:
         if victim.state == DECODING:
-            victim.tokens += self.step - victim.at_step
-            victim.last_token_s = now
+            self._catch_up(victim, now)
             self._leave_batch(victim)
             victim.resumed = True
             if self.restart_evicted:
@@ -675,127 +634,12 @@ class Engine:
         self._take_chunk(seq, chunk, self._blocks(seq.computed + chunk) - self._held(seq))
         return True
 
-    def _plan(self, now: float) -> None:
-        """Fix how long the next step or leap takes, and when to wake."""
-        self.version += 1
-        batch = self.batch
-        chunks = self.chunks
-        if chunks:
-            new: list[int] = []
-            past: list[int] = []
-            for seq in chunks:
-                new.append(seq.chunk)
-                past.append(seq.computed)
-            self.first_s = self.model.step_s(batch, self.context, new, past) * self._factor()
-            self.rise_s = 0.0
-            self.planned = 1
-        elif batch > 0:
-            intercept, slope, limit = self.model.decode_affine(batch, self.context)
-            factor = self._factor()
-            self.first_s = (intercept + slope * self.context) * factor
-            self.rise_s = slope * batch * factor
-            self.planned = self._longest_leap(limit)
-        else:
-            self.planned = 0
-            self.wake_s = inf
-            return
-        self.last_step_s = self.first_s
-        self.wake_s = self.time_of(self.planned)
-
-    def _longest_leap(self, limit: float) -> int:
-        """Steps until something must change: an end, a bend of the step model, blocks run out, noise is redrawn."""
-        finishing = self.finishing
-        while True:
-            finish_step, ticket, seq = finishing[0]
-            if seq.state == DECODING and seq.ticket == ticket:
-                break
-            heappop(finishing)
-        k = finish_step - self.step
-        if limit != inf:
-            k = min(k, max(1, int((limit - self.context) / self.batch) + 1))
-        if self.noise:
-            k = min(k, NOISE_EPOCH_STEPS - self.step % NOISE_EPOCH_STEPS)
-        return self._affordable(k)
-
-    def _affordable(self, k: int) -> int:
-        """Cut a leap of ``k`` steps at the first one whose new blocks are not there."""
-        size = self.block_size
-        free = self.free + self.lingering_blocks
-        batch = self.batch
-        if batch * ((k - 1) // size + 1) <= free:
-            return k
-        cycles = free // batch
-        if cycles > 0:
-            free -= cycles * batch
-        j = cycles * size
-        while j < k - 1:
-            j += 1
-            free -= self.growth[(self.step + j) % size]
-            if free < 0:
-                return j
-        return k
-
-    def _look_again(self, now: float) -> None:
-        """No leap: after a step that preempted the next one looks at the waiting queue again, or someone leaves."""
-        if self.planned > 1:
-            self.planned = 1
-            self.wake_s = self.time_of(1)
-        elif self.planned == 0:
-            self.wake_s = now
-
-    # -- small things -----------------------------------------------------------------------------------------------
-
-    def _factor(self) -> float:
-        if not self.noise:
-            return self.slow
-        return self.slow * self.noise[(self.step // NOISE_EPOCH_STEPS) % len(self.noise)]
-
-    def time_of(self, k: int) -> float:
-        """When step ``k`` of the leap ends."""
-        return self.begin_s + k * self.first_s + self.rise_s * (0.5 * k * (k - 1))
-
-    def boundary(self, t: float) -> int:
-        """The first step end at or after ``t``."""
-        span = t - self.begin_s
-        if span <= 0.0:
-            return 0
-        first, rise = self.first_s, self.rise_s
-        if rise <= 0.0:
-            k = int(span / first)
-        else:
-            half = first - 0.5 * rise
-            k = int((sqrt(half * half + 2.0 * rise * span) - half) / rise)
-        while k > 0 and self.time_of(k - 1) >= t:
-            k -= 1
-        while self.time_of(k) < t:
-            k += 1
-        return k
-
-    def _poke(self, now: float, newcomer: bool = False) -> None:
-        """Something may change: wake at the next boundary (one later for a newcomer to a step), or at once if idle."""
-        if self.planned == 0:
-            if self.wake_s > now:
-                self.wake_s = now
-                self.version += 1
-            return
-        if self.planned == 1:
-            return
-        k = max(self.boundary(now), 1)  # the first step has just begun: vLLM does not take it back
-        if newcomer:
-            k += 1
-        if k < self.planned:
-            self.planned = k
-            self.wake_s = self.time_of(k)
-            self.version += 1
-
     def _queue(self, seq: Seq, now: float) -> None:
         seq.state = WAITING
         seq.seen = self._seen(now)
         self.waiting.append(seq)
 
-    def _seen(self, now: float) -> int:
-        """The step boundary (steps done by then) at which the engine's loop notices what comes in at ``now``."""
-        return self.step + max(self.boundary(now), 1) if self.planned > 0 else self.step
+    # -- blocks -----------------------------------------------------------------------------------------------------
 
     def _blocks(self, tokens: int) -> int:
         return (tokens + self.block_size - 1) // self.block_size
@@ -805,51 +649,6 @@ class Engine:
             assert self.cache is not None
             return seq.blocks + len(seq.shared) * self.cache.width
         return seq.blocks
-
-    def _note_dip(self, now: float) -> None:
-        """Growth is booked when a leap ends: before blocks come free in its middle, note how low it went."""
-        if self.planned > 1:
-            k = min(self.steps_done(now), self.planned - 1)
-            if k > 0:
-                self._note_low(self.free + self.lingering_blocks - self._growth_of(k))
-
-    def _note_low(self, free: int) -> None:
-        """Free blocks came down to ``free``: what the prefix cache kept beyond that is overwritten."""
-        if free < self.least_free:
-            self.least_free = free
-        if self.cache is not None:
-            self.cache.shrink(free)
-
-    def _growth_of(self, k: int) -> int:
-        """Blocks that the batch takes during the ``k`` steps after the one begun."""
-        size = self.block_size
-        total = (k // size) * self.batch
-        growth = self.growth
-        for j in range(1, k % size + 1):
-            total += growth[(self.step + j) % size]
-        return total
-
-    def _join_batch(self, seq: Seq) -> None:
-        """Into the decode batch. Its ``tokens`` and ``blocks`` are exact as of this boundary."""
-        seq.state = DECODING
-        seq.at_step = self.step
-        seq.phase = (1 - seq.tokens + self.step) % self.block_size
-        self.order += 1
-        seq.ticket = self.order
-        self.batch += 1
-        self.context += seq.tokens
-        self.growth[seq.phase] += 1
-        heappush(self.finishing, (self.step + seq.final_tokens - seq.tokens, seq.ticket, seq))
-
-    def _leave_batch(self, seq: Seq) -> None:
-        """Out of the decode batch. ``tokens`` must be exact as of this boundary; brings ``blocks`` up to date."""
-        tokens = seq.tokens
-        self.batch -= 1
-        self.context -= tokens
-        self.growth[seq.phase] -= 1
-        # KV exists for all tokens but the newest, whose step has not begun.
-        seq.blocks += self._blocks(tokens - 1) - self._held(seq)
-        del self.running[seq.request]
 
     def _free(self, seq: Seq) -> None:
         self.free += seq.blocks
@@ -873,6 +672,13 @@ class Engine:
                 break
             seq.shared.append(seq.hashes[i])
             seq.blocks -= cache.width
+
+    def _note_low(self, free: int) -> None:
+        """Free blocks came down to ``free``: what the prefix cache kept beyond that is overwritten."""
+        if free < self.least_free:
+            self.least_free = free
+        if self.cache is not None:
+            self.cache.shrink(free)
 
 
 def _by_order(seq: Seq) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from penstock.core.events import InstanceDown, InstanceSlow
+from penstock.sim import moves
 from penstock.sim.seq import DECODING, PULLING
 from penstock.sim.world import World
 
@@ -30,7 +31,7 @@ def take_down(world: World, instance: int) -> None:
             continue
         if move.target == instance:
             nowhere = move.extracted and flight.source < 0
-            world.fail_move(flight, "target went down")
+            moves.roll_back(world, flight, "target went down")
             if nowhere:
                 lost.append(flight.request)
                 generated.append(flight.generated)
@@ -39,7 +40,7 @@ def take_down(world: World, instance: int) -> None:
             if flight.source == instance:  # the last copy can no longer be pulled
                 world.recompute(flight, world.engines[move.target])
         else:
-            world.fail_move(flight, "source went down")
+            moves.roll_back(world, flight, "source went down")
 
     done = engine.steps_done(now)
     for seq in engine.seqs.values():

@@ -19,6 +19,7 @@ from penstock.policy.parts import Beliefs, Policy
 from penstock.sim.cluster import ClusterSpec, Fault, FaultKind, ForcedMove, LengthSource, Scenario
 from penstock.sim.engine import Engine, GapLog
 from penstock.sim.faults import slow_down, take_down
+from penstock.sim.leaping import LeapingEngine
 from penstock.sim.network import Network
 from penstock.sim.result import (
     Flips,
@@ -159,21 +160,8 @@ def _engines(trace: Trace, cluster: ClusterSpec, scenario: Scenario, gaps: GapLo
         if scenario.noise > 0.0:
             sigma = scenario.noise
             noise = np.exp(rng.normal(-0.5 * sigma * sigma, sigma, NOISE_DRAWS)).tolist()
-        make = SteppingEngine if scenario.stepping else Engine
-        engine = make(
-            i,
-            spec.step_model,
-            spec.capacity_blocks,
-            spec.block_size,
-            spec.max_num_seqs,
-            spec.max_num_batched_tokens,
-            gaps,
-            hash_tokens,
-            noise,
-            spec.restart_evicted,
-            spec.async_scheduling,
-            spec.prefix_caching,
-        )
+        make = SteppingEngine if scenario.stepping else LeapingEngine
+        engine = make(i, spec, gaps, hash_tokens, noise)
         if isinstance(engine, SteppingEngine):
             engine.open_table()
         engines.append(engine)

@@ -1,6 +1,6 @@
 """The oracle: the same engine, one step per wake, every token counted and every block a number in a table.
 
-Slow on purpose and simple on purpose. It shares the queues and the orders with :class:`Engine` and nothing of its
+Slow on purpose and simple on purpose. It shares the queues and the orders with ``LeapingEngine`` and nothing of its
 arithmetic: no closed forms, no phases, no lazily kept sums. ``--stepping`` uses it too, to check a result.
 """
 
@@ -12,16 +12,8 @@ from penstock.core.events import Load
 from penstock.sim.engine import NOISE_EPOCH_STEPS, Engine
 from penstock.sim.seq import (
     DECODING,
-    EXTRACTED,
     FINISHED,
     GONE,
-    JOINED,
-    PINNED,
-    PREEMPTED,
-    PREFILLING,
-    PULL,
-    SERVE,
-    WAITING,
     Notice,
     Seq,
 )
@@ -29,8 +21,6 @@ from penstock.sim.seq import (
 
 class SteppingEngine(Engine):
     """An engine that takes every step. ``table`` maps a request to the numbers of the blocks it holds."""
-
-    leaps = False
 
     stock: list[int]
     table: dict[int, list[int]]
@@ -103,7 +93,7 @@ class SteppingEngine(Engine):
                 seq.last_token_s = now
                 if seq.tokens == seq.final_tokens:
                     finished.append(seq)
-            self._purge()
+            self._purge(now)
             if self.chunks:
                 self._end_chunks(now, notices)
             for seq in sorted(finished, key=_by_ticket):
@@ -113,13 +103,7 @@ class SteppingEngine(Engine):
                 self._retire(seq)
                 notices.append(Notice(FINISHED, seq))
             self._recount()
-        for seq in self.leaving:
-            if seq.state == DECODING:
-                self._leave_batch(seq)
-                seq.computed = seq.tokens - 1
-                seq.state = PINNED
-                notices.append(Notice(EXTRACTED, seq))
-        self.leaving.clear()
+        self._let_go(now, notices)
         self._recount()
         return notices
 
@@ -127,7 +111,7 @@ class SteppingEngine(Engine):
         """Start one step."""
         notices: list[Notice] = []
         self.begin_s = now
-        self._purge()
+        self._purge(now)
         calm = True
         for seq in list(self.running.values()):
             if seq.state != DECODING:
@@ -156,60 +140,8 @@ class SteppingEngine(Engine):
         for seq in self.seqs.values():
             self._sync_blocks(seq)
         self._plan(now)
-        if not calm or self.leaving or self.aborted or self.wake_again:
-            self.wake_again = False
-            self._look_again(now)
+        self._look_again(now, calm)
         return notices
-
-    def _purge(self) -> None:
-        for seq in self.aborted:
-            if seq.state == DECODING or seq.state == PREFILLING:
-                del self.running[seq.request]
-                if self.partial is seq:
-                    self.partial = None
-            self._free(seq)
-            seq.state = GONE
-        self.aborted.clear()
-
-    def _admit_ready(self, budget: int, notices: list[Notice], newest: int) -> int:
-        left: list[Seq] = []
-        for seq in sorted(self.ready, key=_by_order):
-            need = self._blocks(seq.tokens) - self._held(seq)
-            full = budget <= 0 or len(self.running) + self.lingering_slots >= self.max_num_seqs
-            if full or need > self.free or seq.seen > newest:
-                left.append(seq)
-                continue
-            self.free -= need
-            self.taken += need
-            seq.blocks += need
-            self.running[seq.request] = seq
-            self._join_batch(seq)
-            budget -= 1
-            notices.append(Notice(JOINED, seq))
-        self.ready = left
-        if left and not self.running and left[-1].seen <= newest:
-            self._unjam()
-        return budget
-
-    def _preempt(self, victim: Seq, now: float, notices: list[Notice]) -> None:
-        if victim.state == DECODING:
-            self._leave_batch(victim)
-            victim.resumed = True
-            if self.restart_evicted:
-                victim.tokens = victim.prompt_tokens
-        else:
-            del self.running[victim.request]
-            if self.partial is victim:
-                self.partial = None
-        self._leave_behind(victim)
-        self._free(victim)
-        if victim.kind == PULL:
-            victim.kind = SERVE
-        victim.state = WAITING
-        victim.seen = -1
-        self.waiting.appendleft(victim)
-        self.preemptions += 1
-        notices.append(Notice(PREEMPTED, victim))
 
     def _plan(self, now: float) -> None:
         self.version += 1
@@ -244,6 +176,10 @@ class SteppingEngine(Engine):
         """Length of a sequence: always exact here."""
         return seq.tokens
 
+    def decoding(self, now: float) -> list[tuple[Seq, int]]:
+        """Sequences in the decode batch with their lengths, in order of admission."""
+        return [(s, s.tokens) for s in self.running.values() if s.state == DECODING]
+
     def load(self, now: float) -> Load:
         """The engine as it sees itself."""
         return Load(self.batch, len(self.seqs) - len(self.running), self.context, self.free, self.last_step_s)
@@ -268,7 +204,3 @@ class SteppingEngine(Engine):
 
 def _by_ticket(seq: Seq) -> int:
     return seq.ticket
-
-
-def _by_order(seq: Seq) -> int:
-    return seq.order

@@ -21,29 +21,26 @@ from penstock.core.events import (
     Finished,
     InstanceUp,
     Load,
-    MigrationDone,
-    MigrationFailed,
     Preempted,
     PrefillDone,
     RequestArrived,
     Tick,
 )
 from penstock.core.types import MigrationLevel, Slo
+from penstock.sim import moves
 from penstock.sim.engine import Engine
+from penstock.sim.moves import Move
 from penstock.sim.network import DECODE, LAST_COPY, STAGE_COPY, Flow, Network
 from penstock.sim.seq import (
-    DECODING,
     EXTRACTED,
     FINISHED,
     FIRST_TOKEN,
     JOINED,
-    PINNED,
     PREEMPTED,
     PREFILL_ONLY,
     PULL,
     PULL_READY,
     REPROMPT,
-    REPROMPTED,
     SERVE,
     STAGE,
     Notice,
@@ -62,19 +59,6 @@ WAKE: Final = 5
 TOO_LONG: Final = "prompt and output do not fit in the KV cache of one instance"
 
 
-class Mig:
-    """A migration in progress. ``copied`` tokens have reached the target."""
-
-    def __init__(self, source: int, target: int, level: MigrationLevel, reason: str, start_s: float) -> None:
-        self.source = source
-        self.target = target
-        self.level = level
-        self.reason = reason
-        self.start_s = start_s
-        self.copied = 0
-        self.extracted = False
-
-
 class Flight:
     """Where a request is. ``source`` pins its KV for a pull (-1: nobody); ``engine`` is where it is queued or runs."""
 
@@ -87,7 +71,7 @@ class Flight:
         self.engine = -1
         self.source = -1
         self.pinned_s = 0.0
-        self.move: Mig | None = None
+        self.move: Move | None = None
         self.flow: Flow | None = None
         self.silent = False  # its next join is the end of a rolled-back migration: no event
 
@@ -290,7 +274,7 @@ class World:
         seq = notice.seq
         kind = notice.kind
         if seq.kind == REPROMPT:
-            self._on_reprompt(engine, notice)
+            moves.on_reprompt(self, engine, notice)
             return
         if kind == FIRST_TOKEN:
             self._on_first_token(engine, seq)
@@ -303,7 +287,7 @@ class World:
         elif kind == PREEMPTED:
             self._on_preempted(engine, seq)
         elif kind == EXTRACTED:
-            self._on_extracted(engine, seq)
+            moves.on_extracted(self, engine, seq)
 
     def _on_first_token(self, engine: Engine, seq: Seq) -> None:
         now = self.now
@@ -311,7 +295,7 @@ class World:
         flight = self.flights[i]
         move = flight.move
         if move is not None and move.target == engine.index:
-            self._cut_over(flight, move, engine, seq)
+            moves.cut_over(self, flight, move, engine, seq)
             return
         flight.generated = seq.tokens - flight.prompt
         flight.last_token_s = now
@@ -342,7 +326,7 @@ class World:
         i = seq.request
         flight = self.flights[i]
         if flight.move is not None:
-            self.fail_move(flight, "finished first")
+            moves.roll_back(self, flight, "finished first")
         if flight.generated == 0:  # a single token was asked for: it came out of the prefill
             self.prefill_instance[i] = engine.index
             self.first_token_s[i] = now
@@ -388,7 +372,7 @@ class World:
         flight.flow = None
         target = self.engines[flow.target]
         if flow.purpose == STAGE_COPY:
-            self._staged(flight, target)
+            moves.on_staged(self, flight, target)
             return
         source = self.engines[flow.source]
         flight.source = -1
@@ -406,7 +390,7 @@ class World:
             return
         move = flight.move
         if move is not None and move.target == engine.index:
-            self._moved(flight, move, engine, seq, now + engine.first_s - seq.last_token_s)
+            moves.complete(self, flight, move, engine, seq, now + engine.first_s - seq.last_token_s)
             return
         flight.source = -1
         self.decode_instance[i] = engine.index
@@ -422,7 +406,7 @@ class World:
         if move is not None:
             if engine.index == move.target and move.extracted:
                 return  # a replay: it has nowhere to go back to, and will be computed again here
-            self.fail_move(flight, "preempted")
+            moves.roll_back(self, flight, "preempted")
             if engine.index == move.target:
                 return
         self.tell(Preempted(i, engine.index, engine.load(self.now)))
@@ -439,16 +423,10 @@ class World:
                 continue
             instances.append(engine.index)
             loads.append(engine.load(now))
-            done = engine.steps_done(now)
-            ahead = engine.step + done
-            stepping = not engine.leaps
-            for seq in engine.running.values():
-                if seq.state != DECODING:
-                    continue
+            for seq, tokens in engine.decoding(now):
                 flight = self.flights.get(seq.request)
                 if flight is None or flight.engine != engine.index:
                     continue
-                tokens = seq.tokens if stepping else seq.tokens + ahead - seq.at_step
                 requests.append(seq.request)
                 generated.append(tokens - flight.prompt)
                 predicted.append(self._predict(flight, tokens - flight.prompt))
@@ -467,7 +445,7 @@ class World:
                 continue
             self.expired_leases += 1
             if flight.move is not None:
-                self.fail_move(flight, "waited too long for room on the target")
+                moves.roll_back(self, flight, "waited too long for room on the target")
             else:
                 self.unpin(flight)
 
@@ -488,7 +466,7 @@ class World:
         elif isinstance(action, Serve):
             self._do_prefill(action.request, action.instance, SERVE)
         elif isinstance(action, Migrate):
-            self._do_migrate(action)
+            moves.start(self, action)
         elif isinstance(action, Flip):
             self.flips.append((self.now, action.instance, int(action.role)))
         elif isinstance(action, Reject):
@@ -549,154 +527,3 @@ class World:
         if flight.flow is not None:
             self._push_flows(self.network.end(flight.flow, self.now))
             flight.flow = None
-
-    # -- migrations -------------------------------------------------------------------------------------------------
-
-    def _do_migrate(self, action: Migrate) -> None:
-        i = action.request
-        flight = self.flights[i]
-        source = self.engines[action.source]
-        target = self.engines[action.target]
-        seq = source.seqs.get(i)
-        if seq is None or seq.state != DECODING or i in target.seqs or not self.up[action.target]:
-            self._note_failed("not movable any more")
-            self.tell(MigrationFailed(i, action.source, action.target, "not movable any more"))
-            return
-        now = self.now
-        move = Mig(action.source, action.target, action.level, action.reason, now)
-        flight.move = move
-        tokens = source.tokens_of(seq, now)
-        if action.level == MigrationLevel.PRECOPY:
-            full = (tokens - 1) // target.block_size * target.block_size
-            if full > 0:
-                self._stage(flight, target, full)
-                return
-            source.extract(i, now)
-        elif action.level == MigrationLevel.REPROMPT:
-            source.submit(Seq(-1 - i, REPROMPT, tokens, tokens + 1), now)
-        else:
-            source.extract(i, now)
-        self.arm(source)
-
-    def _stage(self, flight: Flight, target: Engine, tokens: int) -> None:
-        target.submit(Seq(flight.request, STAGE, tokens, flight.final_tokens), self.now)
-        self.arm(target)
-
-    def _on_reprompt(self, engine: Engine, notice: Notice) -> None:
-        """The source has re-computed the tail of a re-sent prompt (or was preempted doing so)."""
-        i = -1 - notice.seq.request
-        flight = self.flights.get(i)
-        if notice.kind == PREEMPTED:
-            engine.release(notice.seq.request, self.now)
-            if flight is not None and flight.move is not None:
-                self.fail_move(flight, "preempted")
-        elif notice.kind == REPROMPTED and flight is not None and flight.move is not None:
-            target = self.engines[flight.move.target]
-            if self.up[target.index]:
-                self._stage(flight, target, notice.seq.tokens)
-
-    def _staged(self, flight: Flight, target: Engine) -> None:
-        """The first copy is on the target; the source has gone on decoding meanwhile."""
-        move = flight.move
-        assert move is not None
-        i = flight.request
-        source = self.engines[move.source]
-        staged = target.seqs[i]
-        target.pulled(i, self.now)
-        move.copied = staged.tokens
-        seq = source.seqs[i]
-        if move.level == MigrationLevel.REPROMPT:
-            staged.last_token_s = -1.0  # the client goes on getting the source's tokens
-            target.serve_from(i, source.tokens_of(seq, self.now), self.now)
-            self.arm(target)
-            return
-        source.extract(i, self.now)
-        self.arm(source)
-
-    def _on_extracted(self, engine: Engine, seq: Seq) -> None:
-        """The source has stopped: let the target pull what it lacks."""
-        flight = self.flights[seq.request]
-        move = flight.move
-        if move is None or move.source != engine.index:  # rolled back meanwhile: it simply goes on
-            flight.silent = True
-            engine.adopt(seq.request, flight.final_tokens, self.now)
-            return
-        target = self.engines[move.target]
-        move.extracted = True
-        flight.source = engine.index
-        flight.pinned_s = self.now
-        flight.last_token_s = seq.last_token_s
-        flight.generated = seq.tokens - flight.prompt
-        self.emitted[seq.request] = flight.generated
-        now = self.now
-        if move.level == MigrationLevel.REPLAY:
-            engine.release(seq.request, now)
-            flight.source = -1
-            fresh = Seq(seq.request, SERVE, seq.tokens, flight.final_tokens)
-            fresh.resumed = True
-            fresh.last_token_s = seq.last_token_s
-            target.submit(fresh, now)
-        elif move.copied > 0:
-            target.seqs[seq.request].last_token_s = seq.last_token_s
-            target.extend(seq.request, seq.tokens, now)
-        else:
-            fresh = Seq(seq.request, PULL, seq.tokens, flight.final_tokens)
-            fresh.last_token_s = seq.last_token_s
-            target.submit(fresh, now)
-        self.arm(target)
-
-    def _cut_over(self, flight: Flight, move: Mig, engine: Engine, seq: Seq) -> None:
-        """The target's first token is out: it takes over; whatever the source does now is surplus."""
-        now = self.now
-        i = seq.request
-        pause = now - flight.last_token_s
-        if move.level == MigrationLevel.REPROMPT:
-            source = self.engines[move.source]
-            old = source.seqs[i]
-            ahead = source.tokens_of(old, now) - seq.tokens
-            # Tokens the source is ahead must be decoded again before the client sees a new one.
-            pause = max(ahead, 0) * source.last_step_s + source.last_step_s
-            source.release(i, now)
-            self.arm(source)
-        self._moved(flight, move, engine, seq, pause)
-
-    def _moved(self, flight: Flight, move: Mig, engine: Engine, seq: Seq, pause_s: float) -> None:
-        now = self.now
-        i = seq.request
-        flight.move = None
-        flight.engine = engine.index
-        flight.source = -1
-        self.migrated[i] += 1
-        self.decode_instance[i] = engine.index
-        self.moves.append(
-            (move.start_s, now, i, move.source, move.target, seq.tokens, int(move.level), pause_s, move.reason)
-        )
-        source = self.engines[move.source]
-        self.tell(MigrationDone(i, move.source, move.target, source.load(now), engine.load(now)))
-
-    def _note_failed(self, reason: str) -> None:
-        self.failed_moves[reason] = self.failed_moves.get(reason, 0) + 1
-
-    def fail_move(self, flight: Flight, reason: str) -> None:
-        """Roll a migration back: the source keeps the request (or takes it back), the target forgets it."""
-        move = flight.move
-        assert move is not None
-        flight.move = None
-        i = flight.request
-        now = self.now
-        self._note_failed(reason)
-        self.cancel_flow(flight)
-        target = self.engines[move.target]
-        if self.up[move.target] and i in target.seqs:
-            target.release(i, now)
-            self.arm(target)
-        source = self.engines[move.source]
-        if -1 - i in source.seqs:
-            source.release(-1 - i, now)
-            self.arm(source)
-        if move.extracted and self.up[move.source] and i in source.seqs and source.seqs[i].state == PINNED:
-            flight.silent = True
-            flight.source = -1
-            source.adopt(i, flight.final_tokens, now)
-            self.arm(source)
-        self.tell(MigrationFailed(i, move.source, move.target, reason))
