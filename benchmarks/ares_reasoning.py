@@ -118,7 +118,8 @@ def print_goodputs(rows: list[dict[str, Any]], title: str, good: Callable[[dict[
     names, seeds = dict.fromkeys(r["policy"] for r in rows), sorted({r["seed"] for r in rows})
     found = {p: [crossing([r for r in rows if (r["policy"], r["seed"]) == (p, s)], good) for s in seeds] for p in names}
     for name, values in found.items():
-        pairs = [zip(values, found[p], strict=True) for p in ("round-robin", "static")]
+        nothing = [math.nan] * len(values)
+        pairs = [zip(values, found.get(p, nothing), strict=True) for p in ("round-robin", "static")]
         over = [pm([a / b for a, b in pair], 2) for pair in pairs]
         print(f"| {name} | {pm(values, 3)} | {over[0]} | {over[1]} |")
 

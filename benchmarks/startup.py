@@ -16,7 +16,7 @@ COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],
     "penstock --help": [PENSTOCK, "--help"],
     "penstock simulate, 1,000 requests": [
-        *(PENSTOCK, "simulate", "--workload", "azure-conv", "--requests", "1000", "--rate", "5"),
+        *(PENSTOCK, "simulate", "--synthetic", "azure-conv", "--requests", "1000", "--rate", "5"),
         *("--model", "llama-3.1-8b", "--hardware", "a100-80g", "--prefill", "2", "--decode", "2"),
     ],
 }
