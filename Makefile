@@ -30,12 +30,13 @@ $(STAMPS)/core: $(CORE) scripts/compile_core.py $(STAMPS)/run
 	$(BIN)/python scripts/compile_core.py
 	@touch $@
 
-# Reasoning outputs are long and uneven, so where a request is decoded matters: the rate is at the knee, where
-# policies that only place and policies that also move requests part.
+# Reasoning outputs are long and uneven, so where a request is decoded matters, most of all where memory is short: each
+# instance has room for four requests of full length. At this rate policies that only place part from those that move.
 demo: setup  ## compare policies on a reasoning workload; ends with a table and a report
 	@mkdir -p $(DEMO)
-	$(BIN)/penstock compare --policies round-robin,least-kv,llumnix,ares --synthetic reasoning --rate 2.2 \
-		--requests 3000 --model qwen2.5-7b --hardware h100 --prefill 2 --decode 6 --ttft 5 --tpot 30ms \
+	$(BIN)/penstock compare --policies round-robin,least-kv,llumnix,ares --synthetic reasoning --rate 0.6 \
+		--requests 1500 --model qwen2.5-7b --hardware h100 --kv-blocks 8192 --prefill 2 --decode 6 \
+		--ttft 5s --tpot 12.5ms \
 		--json $(DEMO)/compare.json --report $(DEMO)/report.html
 	@echo "Open $(DEMO)/report.html in a browser. Next: $(BIN)/penstock --help"
 

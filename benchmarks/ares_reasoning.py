@@ -138,6 +138,8 @@ def print_grid(rows: list[dict[str, Any]]) -> None:
         print(" preempt. | migr. | CV | KV full % |\n|---|--:|--:|--:|--:|--:|--:|--:|")
         for name in names:
             r = [row for row in rows if row["policy"] == name and row["rate"] == rate]
+            if not r:
+                continue
             column = {key: [float(row[key]) for row in r] for key in r[0] if isinstance(r[0][key], float)}
             cells = [name, pm(column["met"], 1, 100), pm(column["p50"], 2, 1e3), pm(column["p99"], 1, 1e3)]
             cells += [f"{np.mean(column[k]):.0f}" for k in ("preempted", "migrated")]
@@ -192,8 +194,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     out += [f'<text x="{x(r):.0f}" y="275" text-anchor="middle">{r:g}</text>' for r in rates[:: len(rates) // 4]]
     out.append('<text x="220" y="292" text-anchor="middle">requests/s</text><text x="50" y="20">SLO met</text>')
     for name, colour, y in zip(names, colours, range(40, 400, 18), strict=False):
-        met = [np.mean([r["met"] for r in rows if (r["policy"], r["rate"]) == (name, rate)]) for rate in rates]
-        line = " L".join(f"{x(rate):.1f} {260 - 230 * m:.1f}" for rate, m in zip(rates, met, strict=True))
+        met = {r: [row["met"] for row in rows if (row["policy"], row["rate"]) == (name, r)] for r in rates}
+        line = " L".join(f"{x(r):.1f} {260 - 230 * np.mean(m):.1f}" for r, m in met.items() if m)
         out.append(f'<path d="M{line}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
         out.append(f'<path d="M400 {y}h20" stroke="{colour}" stroke-width="2"/><text x="426" y="{y + 4}">{name}</text>')
     path.write_text("\n".join([*out, "</svg>"]) + "\n")
