@@ -255,30 +255,27 @@ class Controller:
 
     def _running(self, event: Tick) -> Running:
         """Fold the tick's columns into the records and return those that a rescheduler may move."""
-        ids: list[int] = []
         where: list[int] = []
         prompt: list[int] = []
-        generated: list[int] = []
-        predicted: list[float] = []
         requests = self.requests
         decoding = Stage.DECODING
         for request, tokens, left in zip(event.requests, event.generated, event.predicted_remaining, strict=True):
             record = requests[request]
             record.generated = tokens
             record.predicted_remaining = left
-            if record.stage is decoding:
-                ids.append(request)
-                where.append(record.decode_instance)
-                prompt.append(record.prompt_tokens)
-                generated.append(tokens)
-                predicted.append(left)
-        return Running(
-            np.array(ids, np.int64),
+            where.append(record.decode_instance if record.stage is decoding else -1)
+            prompt.append(record.prompt_tokens)
+        columns = (
+            np.array(event.requests, np.int64),
             np.array(where, np.int64),
             np.array(prompt, np.int64),
-            np.array(generated, np.int64),
-            np.array(predicted, np.float64),
+            np.array(event.generated, np.int64),
+            np.array(event.predicted_remaining, np.float64),
         )
+        movable = columns[1] >= 0
+        if movable.all():
+            return Running(*columns)
+        return Running(*[column[movable] for column in columns])
 
     def _observers(self, event: Event, now: float, actions: list[Action]) -> None:
         for part in self.policy.observers:
