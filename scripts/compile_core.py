@@ -45,11 +45,13 @@ def main() -> int:
         # The flags the interpreter was built with may bring -g, which doubles the build time for nothing.
         os.environ.setdefault("CFLAGS", "-O2 -g0")
         # mypyc reads the project's mypy options, whose file list is relative to the repository.
-        extensions = mypycify(["--config-file=", "--ignore-missing-imports", *modules], target_dir=scratch)
+        extensions = mypycify(
+            ["--config-file=", "--ignore-missing-imports", f"--cache-dir={scratch}", *modules], target_dir=scratch
+        )
         setup(
             name="penstock-core",
             ext_modules=extensions,
-            script_args=["--quiet", "build_ext", "--inplace", "--build-temp", scratch],
+            script_args=["--quiet", "build_ext", "--inplace", "--build-temp", scratch, "--build-lib", scratch],
         )
     for built in SRC.rglob("*.so"):
         built.touch()

@@ -40,6 +40,7 @@ def test_faults_are_sorted_by_time() -> None:
 def test_slo_classes_and_shares() -> None:
     assert parse.slo_classes(["chat=500ms/40ms", "batch=none/1s"]) == {"chat": Slo(0.5, 0.04), "batch": Slo(tpot_s=1)}
     assert parse.class_shares(["chat=0.8", "batch=0.2"]) == {"chat": 0.8, "batch": 0.2}
+    assert parse.class_shares(["chat=0.75"]) == {"chat": 0.75, "default": 0.25}
     with pytest.raises(PenstockError, match="given twice"):
         parse.slo_classes(["a=1s/1s", "a=2s/1s"])
 

@@ -8,6 +8,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -70,6 +71,8 @@ def test_words_name_the_slow_instance() -> None:
     )
     other = summarize(make_result(2000, reject=0, unfinished=0), Slo(60, 0.05))
     assert compare({"a": run, "b": other}).startswith("b meets the SLO most often, ")
+    faster = msgspec.structs.replace(other, offered_rps=2 * other.offered_rps)
+    assert compare({"a": run, "b": faster, "c": other}) == f"{conclude(other, 'c')} {conclude(faster, 'b')}"
 
 
 def test_tables_fit_and_mark_the_best() -> None:
@@ -84,6 +87,9 @@ def test_tables_fit_and_mark_the_best() -> None:
         assert word in text
     repeated = combine([summarize(make_result(200, seed), SLO) for seed in range(3)])
     assert "±" in shown(comparison_table({"a": repeated}))
+    narrow = shown(comparison_table({"a long name @ 0.25/s": runs["a"], "b": runs["b"]}, width=80), 80)
+    assert "No room for ITL p99" in narrow and "…" not in narrow
+    assert "…" not in shown(run_table(runs["a"]), 80)
     goodput = shown(goodput_table([GoodputRow("ares", 12.34, 0.91, 4, "TPOT", 0.5), GoodputRow("none", None, None, 4)]))
     assert "12.3 ± 0.50" in goodput and "3.08" in goodput and "at least 90%" in goodput
 

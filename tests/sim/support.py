@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -22,7 +23,7 @@ from penstock.policy.parts import (
 from penstock.policy.view import ClusterView, RequestRecord
 from penstock.sim.cluster import ClusterSpec, Fault, FaultKind, ForcedMove, InstanceSpec, Scenario
 from penstock.sim.result import SimResult
-from penstock.sim.run import _collect, _Sampler, build_world
+from penstock.sim.run import Sampler, build_world, collect
 from penstock.sim.stepping import SteppingEngine
 from penstock.sim.world import World
 from penstock.workload.trace import PrefixHashes, Trace
@@ -103,7 +104,7 @@ class Case:
         decode = Turns(Role.DECODE) if self.placement == "turns" else LeastTokens()
         return Policy("test", Turns(Role.PREFILL), decode, roles=roles)
 
-    def world(self, stepping: bool) -> World:
+    def world(self, stepping: bool, log: Any = None) -> World:
         model = self.cluster.instances[0].step_model
         beliefs = Beliefs(model, self.cluster.kv_bytes_per_token, 1e9)
         scenario = Scenario(
@@ -113,7 +114,7 @@ class Case:
             faults=self.scenario.faults,
             forced_moves=self.scenario.forced_moves,
         )
-        return build_world(self.trace, self.cluster, self.policy(), beliefs, Slo(), scenario)
+        return build_world(self.trace, self.cluster, self.policy(), beliefs, Slo(), scenario, log=log)
 
     def run(self, stepping: bool, checked: bool = True) -> tuple[World, SimResult]:
         world = self.world(stepping)
@@ -122,7 +123,7 @@ class Case:
             world.on_sample = lambda now: check(world)
         world.run(1e9)
         check(world)
-        return world, _collect(world, self.trace, "test", self.cluster, _Sampler(world), 0.0)
+        return world, collect(world, self.trace, "test", self.cluster, Sampler(world), 0.0)
 
 
 def check(world: World) -> None:
@@ -162,7 +163,7 @@ def case_of(seed: int, n: int, faults: bool = False, hashes: bool = False) -> Ca
         float(rnd.uniform(0, 1e-4)),
         float(rnd.uniform(0, 1e-7)),
     )
-    mixed = not faults and rnd.random() < 0.3
+    mixed = rnd.random() < 0.3
     overlapped = rnd.random() < 0.5
     budget, seqs = int(pick(16, 64, 512)), int(pick(1, 2, 5, 16))
 

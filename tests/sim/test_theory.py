@@ -78,5 +78,4 @@ def test_fcfs_cascade_of_the_wait_paper() -> None:
     result = simulate(trace, ClusterSpec((spec,), 1.0), policy, Beliefs(model, 1.0, 1e9), Slo())
     finish = result.requests.finish_s
     completions = ((finish > 20) & (finish <= iterations)).sum() / (iterations - 20)
-    print(completions, result.requests.preemptions.sum())
     assert 3.0 <= completions <= 3.5

@@ -39,7 +39,7 @@ def compare(
     import msgspec
 
     import penstock
-    from penstock.cli.show import Show
+    from penstock.cli.show import Show, check_writable
     from penstock.experiment.build import notes, with_policy
     from penstock.experiment.floors import check_reachable
     from penstock.experiment.parse import names
@@ -52,9 +52,12 @@ def compare(
     from penstock.report.tables import comparison_table
 
     show = Show(quiet, json)
+    check_writable(report)
     chosen = list(PRESETS) if policies.strip() == "all" else names(policies, "policy")
     options = options_of(chosen, set or [])
     sweep = parse_rates(rates) if rates is not None else [None]
+    if rates is not None and setup.workload.rate_rps is not None:
+        show.note("--rate is ignored: --rates gives the rates")
     setups: dict[str, Setup] = {}
     for rate in sweep:
         for name in chosen:
@@ -92,8 +95,10 @@ def compare(
     for note in dict.fromkeys(note for one in setups.values() for note in notes(one)):
         show.note(note)
     trace = build_trace(next(iter(setups.values())))
-    show.print(f"{trace.source}: {len(trace):,} requests" + (f", {repeat} seeds, ± 95 %" if repeat > 1 else ""))
-    show.print(comparison_table(rows))
+    swept = ", ".join(f"{rate:g}" for rate in sweep if rate is not None)
+    said = f"{trace.source}: {len(trace):,} requests" + (f", at {swept} requests/s" if rates else "")
+    show.print(said + (f", {repeat} seeds, ± 95 %" if repeat > 1 else ""))
+    show.print(comparison_table(rows, width=show.out.width))
     if report is not None:
         from penstock.report.html import write_html
 

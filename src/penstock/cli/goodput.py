@@ -40,9 +40,9 @@ def goodput(
     penstock goodput --trace azure_code_2023.csv --requests 3000 --prefill 3 --decode 1
     """
     import penstock
-    from penstock.cli.show import Show
+    from penstock.cli.show import Show, check_writable
     from penstock.experiment.build import notes, with_policy
-    from penstock.experiment.floors import check_reachable
+    from penstock.experiment.floors import check_reachable, check_targets
     from penstock.experiment.goodput import goodput as search
     from penstock.experiment.parse import names
     from penstock.experiment.repeat import cores, fan_out, repeats_differ, seeds
@@ -52,10 +52,12 @@ def goodput(
     from penstock.report.tables import goodput_table
 
     show = Show(quiet, json)
+    check_writable(report)
     chosen = list(PRESETS) if policies.strip() == "all" else names(policies, "policy")
     options = options_of(chosen, set or [])
     setups = {name: with_policy(setup, name, options[name]) for name in chosen}
     for one in setups.values():
+        check_targets(one)
         check_reachable(one)
     if setup.workload.rate_rps is not None:
         show.note("--rate is ignored: goodput searches for it")

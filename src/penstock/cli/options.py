@@ -39,7 +39,7 @@ Quiet = Annotated[bool, _option(OUTPUT, "--quiet", "-q", help="No tables, notes 
 Repeat = Annotated[
     int, _option(OUTPUT, "--repeat", help="Runs with consecutive seeds; means get 95 % confidence intervals.")
 ]
-Jobs = Annotated[int, _option(OUTPUT, "--jobs", "-j", help="Processes; 0 = all cores.")]
+Jobs = Annotated[int, _option(OUTPUT, "--jobs", "-j", help="Processes; 0 = all cores.", min=0)]
 
 
 def setup_options(
@@ -72,7 +72,7 @@ def setup_options(
         _option(WORKLOAD, "--cv", help="Burstiness of arrivals: 0 regular, 1 Poisson; redraws those of a trace."),
     ] = None,
     classes: Annotated[
-        list[str] | None, _option(WORKLOAD, "--class", help="Share of an SLO class, as chat=0.8; repeat it.")
+        list[str] | None, _option(WORKLOAD, "--class", help="Share of an SLO class, as chat=0.8; the rest is default.")
     ] = None,
     seed: Annotated[int, _option(WORKLOAD, "--seed", help="Of trace, noise and predictor.")] = 0,
     model: Annotated[

@@ -59,5 +59,7 @@ def _row(table: Table, repeated: RepeatedMetrics, key: str, title: str, write: C
     figure = repeated.figures.get(key)
     if figure is None:
         return
-    spread = "–" if figure.half_width is None else write(figure.half_width)
+    within = figure.half_width
+    alike = seconds(within, like=figure.mean) if write is seconds and within is not None and figure.mean else None
+    spread = "–" if within is None else alike or write(within)
     table.add_row(title, write(figure.mean), spread, write(figure.min), write(figure.max))

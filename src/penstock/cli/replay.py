@@ -36,11 +36,12 @@ def replay(
     import msgspec
 
     import penstock
-    from penstock.cli.show import Show
+    from penstock.cli.show import Show, check_writable
     from penstock.core.errors import PenstockError
     from penstock.experiment import replay as experiment
 
     show = Show(quiet, json)
+    check_writable(report)
     if policy is None:
         if set or report is not None:
             raise PenstockError("--set and --report need another policy", "add --policy NAME")
@@ -86,7 +87,7 @@ def _other_policy(show: Show, log: str, policy: str, settings: list[str], report
     targets = slos(recorded, work.trace)
     rows: dict[str, Any] = {name: summarize(result, targets) for name, result in results.items()}
     show.print(f"{log}: {len(work.trace):,} requests, both policies simulated on the recorded cluster")
-    show.print(comparison_table(rows))
+    show.print(comparison_table(rows, width=show.out.width))
     if report is not None:
         from penstock.report.html import write_html
 

@@ -31,6 +31,7 @@ class Show:
 
         self.quiet = quiet
         self.json_path = json_path
+        check_writable(None if json_path == "-" else json_path)
         self.err = Console(stderr=True, quiet=quiet)
         self.out = self.err if json_path == "-" else _wide(Console(quiet=quiet))
 
@@ -78,6 +79,23 @@ class Show:
             yield bar.update
         finally:
             bar.stop()
+
+
+def check_writable(*paths: str | None) -> None:
+    """Raise PenstockError for the first path that no file can be written to, before a long run rather than after."""
+    import os
+
+    from penstock.core.errors import PenstockError
+
+    for path in paths:
+        if path is None:
+            continue
+        if path == "-":
+            raise PenstockError("only --json can write to stdout (-)", "give a path")
+        folder = os.path.dirname(path) or "."
+        if os.path.isdir(path) or not os.path.isdir(folder):
+            why = "it is a folder" if os.path.isdir(path) else f"there is no folder {folder}"
+            raise PenstockError(f"cannot write {path} ({why})", "give a path you may write")
 
 
 @contextmanager

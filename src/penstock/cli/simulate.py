@@ -46,13 +46,14 @@ def simulate(
 
     penstock simulate --synthetic reasoning --rate 2 --tpot 30ms --fault down:3@60s,up:3@120s --repeat 5
     """
-    from penstock.cli.show import Show
+    from penstock.cli.show import Show, check_writable
     from penstock.experiment.build import notes, with_policy
     from penstock.experiment.floors import check_reachable
     from penstock.experiment.settings import options_of
     from penstock.experiment.setup import replace
 
     show = Show(quiet, json)
+    check_writable(report, csv, record)
     options = options_of([policy], set or [])
     setup = replace(with_policy(setup, policy, options[policy]), stepping=stepping)
     check_reachable(setup)

@@ -43,11 +43,12 @@ def describe(
     """
     import dataclasses
 
-    from penstock.cli.show import Show
+    from penstock.cli.show import Show, check_writable
     from penstock.workload.describe import describe as summarise
     from penstock.workload.describe import render
 
     show = Show(quiet, json)
+    check_writable(report)
     trace = _read(path, format, requests, rate, start, duration, seed)
     summary = summarise(trace)
     if not quiet:

@@ -20,6 +20,7 @@ from penstock.core.events import (
     InstanceUp,
     MigrationDone,
     MigrationFailed,
+    MoveOrdered,
     Preempted,
     PrefillDone,
     RequestArrived,
@@ -77,6 +78,8 @@ class Controller:
             self._migration_done(event, now)
         elif isinstance(event, MigrationFailed):
             self._migration_failed(event)
+        elif isinstance(event, MoveOrdered):
+            self._move_ordered(event, actions)
         elif isinstance(event, Aborted):
             self._drop(self._record(event.request), Stage.ABORTED)
         elif isinstance(event, InstanceUp):
@@ -88,16 +91,6 @@ class Controller:
         if self.policy.observers:
             self._observers(event, now, actions)
         return actions
-
-    def order_move(self, request: int, target: int, reason: str = "ordered") -> Action | None:
-        """An operator's (or a test's) order to move a running decode; None if it cannot move now."""
-        record = self.requests.get(request)
-        if record is None or record.stage != Stage.DECODING:
-            return None
-        source = record.decode_instance
-        if source == target or not 0 <= target < self.view.size or not self.view.up[target]:
-            return None
-        return self._start_move(record, target, reason)
 
     # -- one method an event ----------------------------------------------------------------------------------------
 
@@ -165,6 +158,7 @@ class Controller:
             self._reject(record, Refusal.NO_INSTANCE, actions)
             return
         advance(record, Stage.TRANSFERRING)
+        self._spend(record, now)
         record.decode_instance = instance
         self._promise(record, instance)
         actions.append(Decode(record.request, instance))
@@ -206,24 +200,26 @@ class Controller:
         self._end_move(record)
         advance(record, Stage.DECODING)
 
+    def _move_ordered(self, event: MoveOrdered, actions: list[Action]) -> None:
+        record = self.requests.get(event.request)
+        if record is None or record.stage != Stage.DECODING or record.decode_instance == event.target:
+            return
+        if 0 <= event.target < self.view.size and self.view.up[event.target]:
+            actions.append(self._start_move(record, event.target, event.reason))
+
     def _instance_down(self, event: InstanceDown, now: float, actions: list[Action]) -> None:
         self.view.remove(event.instance)
+        self._forget_instance(event.instance)
         for request, generated in zip(event.lost, event.generated, strict=True):
             record = self._record(request)
             record.generated = generated
             if record.stage == Stage.PREFILLING:
                 self._end_prefill(record)
-            if record.stage in (Stage.TRANSFERRING, Stage.RECOMPUTING):
+            elif record.stage in (Stage.TRANSFERRING, Stage.RECOMPUTING):
                 self._redeem(record, record.decode_instance)
-            custody = record.custody
-            if (
-                record.stage == Stage.TRANSFERRING
-                and custody is not None
-                and self.view.up[custody.owner]
-                and custody.refusal(now) is None
-            ):
-                self._place_decode(record, now, actions)  # the source still pins the KV: only the target is new
-                continue
+            elif record.stage == Stage.MIGRATING:
+                self._end_move(record)
+            # Where the KV is still pinned elsewhere, the dead instance may have pulled it already: the claim is spent.
             record.custody = None
             self._place_prefill(record, now, actions)
 
@@ -260,7 +256,9 @@ class Controller:
         requests = self.requests
         decoding = Stage.DECODING
         for request, tokens, left in zip(event.requests, event.generated, event.predicted_remaining, strict=True):
-            record = requests[request]
+            record = requests.get(request)
+            if record is None:
+                raise IllegalTransition(f"request {request} ticks but is not in flight")
             record.generated = tokens
             record.predicted_remaining = left
             where.append(record.decode_instance if record.stage is decoding else -1)
@@ -286,6 +284,17 @@ class Controller:
                 self._flip(change, actions)
 
     # -- book-keeping -----------------------------------------------------------------------------------------------
+
+    def _forget_instance(self, instance: int) -> None:
+        """Void what the books still promise to a dead instance, lest it be undone on the one that takes its number."""
+        for record in self.requests.values():
+            if record.custody is not None and record.custody.owner == instance:
+                record.custody = None
+            if record.stage == Stage.MIGRATING:
+                if record.decode_instance == instance:
+                    record.decode_instance = -1
+                if record.migrating_to == instance:
+                    record.migrating_to = -1
 
     def _record(self, request: int) -> RequestRecord:
         record = self.requests.get(request)
@@ -328,8 +337,16 @@ class Controller:
         self.view.pending_requests[instance] += 1
         self.view.pending_tokens[instance] += record.promised_tokens
 
+    def _spend(self, record: RequestRecord, now: float) -> None:
+        """Use the claim on the pinned KV, which is good for one pull (the engine would read whatever is there now)."""
+        custody = record.custody
+        refusal = "there is none" if custody is None else custody.refusal(now)
+        if custody is None or refusal is not None:
+            raise IllegalTransition(f"request {record.request}: its claim on pinned KV cannot be used: {refusal}")
+        record.custody = custody.spent()
+
     def _redeem(self, record: RequestRecord, instance: int) -> None:
-        if self.view.up[instance]:
+        if instance >= 0 and self.view.up[instance]:
             self.view.pending_requests[instance] -= 1
             self.view.pending_tokens[instance] -= record.promised_tokens
 
@@ -345,7 +362,7 @@ class Controller:
     def _end_move(self, record: RequestRecord) -> None:
         self._redeem(record, record.migrating_to)
         for i in (record.decode_instance, record.migrating_to):
-            if self.view.up[i]:
+            if i >= 0 and self.view.up[i]:
                 self.view.moving[i] -= 1
         record.migrating_to = -1
 

@@ -12,8 +12,8 @@ NEXT: dict[Stage, frozenset[Stage]] = {
     # A prefill may start again (its instance died), finish at once (one token asked), or go on in place.
     Stage.PREFILLING: frozenset({Stage.PREFILLING, Stage.PREFILLED, Stage.DECODING, Stage.FINISHED}) | _ENDS,
     Stage.PREFILLED: frozenset({Stage.TRANSFERRING, Stage.PREFILLING}) | _ENDS,
-    # A transfer may be ordered again to another instance while the source still pins the KV.
-    Stage.TRANSFERRING: frozenset({Stage.TRANSFERRING, Stage.DECODING, Stage.PREFILLING}) | _ENDS,
+    # A claim on pinned KV is good for one pull: if its target dies, the prompt is computed again.
+    Stage.TRANSFERRING: frozenset({Stage.DECODING, Stage.PREFILLING}) | _ENDS,
     Stage.DECODING: frozenset({Stage.MIGRATING, Stage.RECOMPUTING, Stage.FINISHED, Stage.PREFILLING}) | _ENDS,
     Stage.MIGRATING: frozenset({Stage.DECODING, Stage.PREFILLING}) | _ENDS,
     Stage.RECOMPUTING: frozenset({Stage.DECODING, Stage.PREFILLING}) | _ENDS,

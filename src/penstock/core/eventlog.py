@@ -33,6 +33,7 @@ from penstock.core.events import (
     InstanceUp,
     MigrationDone,
     MigrationFailed,
+    MoveOrdered,
     Preempted,
     PrefillDone,
     RequestArrived,
@@ -111,6 +112,7 @@ _WrittenEvent = (
     | Preempted
     | MigrationDone
     | MigrationFailed
+    | MoveOrdered
     | InstanceUp
     | InstanceDown
     | InstanceSlow
@@ -238,7 +240,7 @@ class LogReader:
         except msgspec.MsgspecError as error:
             raise self._problem(1, f"not the header of an event log ({error})") from None
         if header.format != FORMAT or b'"format"' not in text:
-            raise self._problem(1, f'format is "{header.format}", expected "{FORMAT}"')
+            raise self._problem(1, f'not the header of an event log (no "format": "{FORMAT}")')
         if header.version != VERSION:
             raise PenstockError(
                 f"{self.path}: version {header.version}, this release reads {VERSION}", "update penstock"

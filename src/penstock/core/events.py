@@ -101,6 +101,14 @@ class MigrationFailed(Event, frozen=True, tag=True, gc=False):
     reason: str
 
 
+class MoveOrdered(Event, frozen=True, tag=True, gc=False):
+    """An operator (or a test) wants a running decode on ``target``; ignored if it cannot move now."""
+
+    request: int
+    target: int
+    reason: str = "ordered"
+
+
 class InstanceUp(Event, frozen=True, tag=True, gc=False):
     """An instance is ready. ``capacity_blocks`` blocks of ``block_size`` tokens hold its KV."""
 
@@ -140,19 +148,3 @@ class Tick(Event, frozen=True, tag=True, gc=False):
     requests: tuple[int, ...]
     generated: tuple[int, ...]
     predicted_remaining: tuple[float, ...]
-
-
-AnyEvent = (
-    RequestArrived
-    | PrefillDone
-    | DecodeStarted
-    | Finished
-    | Aborted
-    | Preempted
-    | MigrationDone
-    | MigrationFailed
-    | InstanceUp
-    | InstanceDown
-    | InstanceSlow
-    | Tick
-)

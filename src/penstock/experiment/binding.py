@@ -98,7 +98,7 @@ def _refused(run: RunMetrics) -> tuple[str, str]:
     if run.misses.unfinished >= run.misses.rejected:
         return "queueing", f"{run.misses.unfinished:,} requests were unfinished at the end."
     reason, count = max(run.reject_reasons.items(), key=lambda item: item[1], default=("rejected", run.rejected))
-    binding = "KV capacity" if "fit" in reason else "admission"
+    binding = "KV capacity" if "not fit" in reason else "admission"
     return binding, f"{count:,} requests were rejected ({reason})."
 
 

@@ -80,6 +80,10 @@ def notes(setup: Setup) -> list[str]:
     c, found = setup.cluster, []
     if not preset(setup.policy).disaggregated and not c.mixed:
         found.append(f"policy {setup.policy!r} does not disaggregate: it gets {c.prefill + c.decode} mixed instances")
+    elif c.mixed and c.prefill and c.decode and preset(setup.policy).disaggregated:
+        found.append(f"--mixed is ignored: policy {setup.policy!r} disaggregates")
+    if setup.workload.trace is None and setup.workload.start_s:
+        found.append("--start is ignored: it cuts a --trace")
     measured_on, slash, _ = (c.profile or "").lower().partition("/")
     if slash and c.profile in builtin_profiles() and hardware_spec(c.hardware).name != measured_on:
         found.append(f"steps are those of profile {c.profile}, but memory and link are those of {c.hardware}")

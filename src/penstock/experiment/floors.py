@@ -89,6 +89,13 @@ def prefill_alone_s(spec: InstanceSpec, tokens: int) -> float:
     return total
 
 
+def check_targets(setup: Setup) -> None:
+    """Raise PenstockError if no class has a target: every rate would meet the SLO."""
+    targets = [setup.slo, *setup.slo_classes.values()]
+    if all(slo.ttft_s is None and slo.tpot_s is None for slo in targets):
+        raise PenstockError("without a target every rate meets the SLO", "give --ttft, --tpot or --slo")
+
+
 def check_reachable(setup: Setup, trace: Trace | None = None) -> Floors:
     """Raise PenstockError if a class has a target that its requests could not meet even on an idle cluster.
 

@@ -64,13 +64,17 @@ def slo_classes(texts: Sequence[str]) -> dict[str, Slo]:
     return found
 
 
+ROUNDING = 1e-6
+"""Shares that add up to 1 but for this much leave nothing."""
+
+
 def class_shares(texts: Sequence[str]) -> dict[str, float]:
-    """``["chat=0.8", "batch=0.2"]`` as shares.
+    """``["chat=0.8", "batch=0.2"]`` as shares; what they leave of 1 is of class ``default``.
 
     Raises
     ------
     PenstockError
-        A text of another form. Ranges are checked where the classes are drawn.
+        A text of another form, or more than 1 together. Other ranges are checked where the classes are drawn.
     """
     found: dict[str, float] = {}
     for text in texts:
@@ -79,6 +83,11 @@ def class_shares(texts: Sequence[str]) -> dict[str, float]:
             found[name.strip()] = float(share)
         except ValueError:
             raise PenstockError(f"class {text!r} cannot be read", "write CLASS=SHARE, as chat=0.8") from None
+    total = sum(found.values())
+    if total > 1 + ROUNDING:
+        raise PenstockError(f"the shares of the classes add up to {total:g}", "give shares of at most 1 together")
+    if found and total < 1 - ROUNDING:
+        found.setdefault("default", 1 - total)
     return found
 
 

@@ -161,6 +161,7 @@ class ClusterView:
             self.waiting,
             self.running_tokens,
             self.growth,
+            self.preemptions,
             self.moving,
         ):
             column[i] = 0.0

@@ -152,7 +152,8 @@ def _columns(parts: Mapping[str, str]) -> str:
 def _facts(pairs: list[tuple[str, SimResult]], slo: Slos) -> str:
     """Trace and targets in a line."""
     trace = pairs[0][1].trace
-    facts = [f"{trace.source or 'trace'}: {len(trace):,} requests at {trace.rate_rps:.3g}/s"]
+    rates = dict.fromkeys(f"{result.trace.rate_rps:.3g}" for _, result in pairs)
+    facts = [f"{trace.source or 'trace'}: {len(trace):,} requests at {' / '.join(rates)}/s"]
     facts.append("or ".join(dict.fromkeys(f"{len(result.instances.role)} instances " for _, result in pairs)).strip())
     for name in trace.class_names:
         s = slo[name] if isinstance(slo, Mapping) else slo

@@ -124,6 +124,7 @@ def summarize(result: SimResult, slo: Slos) -> RunMetrics:
         migrations=len(result.migrations.request),
         migrated_tokens=int(result.migrations.tokens.sum()),
         failed_migrations=dict(result.failed_migrations),
+        leases_expired=result.leases_expired,
         flips=len(result.flips.instance),
         reject_reasons=dict(result.reject_reasons),
         resident_cv=_imbalance(result),

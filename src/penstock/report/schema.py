@@ -126,6 +126,8 @@ class RunMetrics(msgspec.Struct, frozen=True):
     """KV tokens moved by completed migrations."""
     failed_migrations: dict[str, int]
     """Count by reason."""
+    leases_expired: int
+    """Claims on pinned KV that ran out before their target had room: the KV was computed again."""
     flips: int
     """Role changes."""
     reject_reasons: dict[str, int]

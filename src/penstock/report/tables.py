@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -29,6 +30,8 @@ GOAL = 0.9
 """Attainment that the field asks for; below it a table shows red."""
 SHOW_INSTANCES = 16
 """Instances listed one by one; of a larger cluster the busiest are."""
+EXPENDABLE = ("itl_s.p99", "output_tokens_per_s", "flips", "resident_cv", "preemptions", "migrations", "goodput_rps")
+"""Columns that a narrow terminal does without, the first to go first."""
 
 
 class GoodputRow(msgspec.Struct, frozen=True):
@@ -65,14 +68,41 @@ def run_table(run: RunMetrics) -> RenderableType:
     return Group(*parts, line, foot)
 
 
-def comparison_table(runs: Mapping[str, Metrics], columns: Sequence[Column] = COMPACT) -> Table:
-    """One row a run under its name, the best value of each column in bold green; ± is a 95 % interval over seeds."""
+def comparison_table(
+    runs: Mapping[str, Metrics], columns: Sequence[Column] = COMPACT, width: int | None = None
+) -> Table:
+    """One row a run under its name, the best value of each column in bold green; ± is a 95 % interval over seeds.
+
+    Where that is wider than ``width`` characters, columns are left out, the least telling first, and the caption says
+    which.
+    """
+    table = _comparison(runs, columns, [])
+    left_out: list[Column] = []
+    for key in EXPENDABLE:
+        if width is None or _width(table) <= width:
+            break
+        found = [c for c in columns if c.key == key]
+        if not found or not any(_tells(cells(metrics, found)[0]) for metrics in runs.values()):
+            continue
+        left_out += found
+        columns = [c for c in columns if c.key != key]
+        table = _comparison(runs, columns, left_out)
+    return table
+
+
+def _width(table: Table) -> int:
+    console = Console(width=1000)
+    return Measurement.get(console, console.options, table).maximum
+
+
+def _comparison(runs: Mapping[str, Metrics], columns: Sequence[Column], left_out: Sequence[Column]) -> Table:
     rows = {name: cells(metrics, columns) for name, metrics in runs.items()}
     keep = [c for c in range(len(columns)) if any(_tells(row[c]) for row in rows.values()) or c < 2]
     columns = [columns[c] for c in keep]
     rows = {name: [row[c] for c in keep] for name, row in rows.items()}
     winners = best(columns, list(rows.values()))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    caption = f"No room for {', '.join(c.title for c in left_out)}: widen the terminal." if left_out else None
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=caption, caption_justify="left")
     table.add_column("Policy", no_wrap=True)
     for column in columns:
         table.add_column(column.title.replace(" ", "\n", 1), justify="right", no_wrap=True)
@@ -91,14 +121,15 @@ def goodput_table(rows: Sequence[GoodputRow], goal: float = GOAL) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        collapse_padding=True,
         caption=f"Goodput: the highest request rate with attainment of at least {goal:.0%}.",
         caption_justify="left",
     )
     table.add_column("Policy", no_wrap=True)
-    for title in ("Goodput req/s", "per instance", "SLO met there"):
+    for title in ("Goodput\nreq/s", "per\ninstance", "SLO met\nthere"):
         table.add_column(title, justify="right")
     table.add_column("")
-    table.add_column("Limited by")
+    table.add_column("Limited\nby")
     top = max((row.goodput_rps or 0.0 for row in rows), default=0.0)
     for row in rows:
         rate = row.goodput_rps
@@ -140,10 +171,14 @@ def _spread(s: Spread) -> list[str]:
 
 
 def _class_table(run: RunMetrics) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("SLO class")
-    for title in ("requests", "SLO met", "TTFT met", "target", "p99", "TPOT met", "target", "p99", "rejected"):
-        table.add_column(title, justify="right")
+    titles = ("requests", "SLO met", "TTFT met", "TTFT target", "TTFT p99", "TPOT met", "TPOT target", "TPOT p99")
+    for title in titles:
+        table.add_column(title.replace(" ", "\n", 1), justify="right", no_wrap=True)
+    rejects = any(c.rejected for c in run.classes.values())
+    if rejects:
+        table.add_column("re-\njected", justify="right", no_wrap=True)
     for name, c in run.classes.items():
         table.add_row(
             name,
@@ -155,7 +190,7 @@ def _class_table(run: RunMetrics) -> Table:
             _share(c.tpot_attainment),
             "none" if c.tpot_target_s is None else seconds(c.tpot_target_s),
             "–" if c.tpot_s.p99 is None else seconds(c.tpot_s.p99),
-            number(c.rejected),
+            *([number(c.rejected)] if rejects else []),
         )
     return table
 
@@ -170,22 +205,22 @@ def _instance_table(run: RunMetrics) -> Table:
     if len(some) > SHOW_INSTANCES:
         caption = f"The {SHOW_INSTANCES} busiest of {len(some)} instances."
         some = sorted(some, key=lambda i: -i.busy_share)[:SHOW_INSTANCES]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
-    table.add_column("Instance")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=caption, caption_justify="left")
+    table.add_column("Instance", no_wrap=True)
     titles = (
         "busy",
         "peak KV",
         "steps",
         "prefill tok",
         "decode tok",
-        "preempted",
+        "pre- empt",
         "GB in",
         "GB out",
         "TTFT miss",
         "TPOT miss",
     )
     for title in titles:
-        table.add_column(title, justify="right")
+        table.add_column(title.replace(" ", "\n", 1), justify="right", no_wrap=True)
     for i in some:
         table.add_row(*_instance_row(i))
     return table

@@ -8,6 +8,8 @@ from penstock.report.metrics import InstanceMetrics, RunMetrics
 BLAME_SHARE = 0.3
 """An instance is named when it has at least this share of the misses and ``BLAME_EXCESS`` times an even share."""
 BLAME_EXCESS = 1.5
+BLAME_LEAST = 10
+"""Fewer misses than this are chance."""
 
 
 def conclude(run: RunMetrics, name: str = "") -> str:
@@ -16,7 +18,8 @@ def conclude(run: RunMetrics, name: str = "") -> str:
     "least-kv met the SLO for 97.1% of 19,366 requests; 512 of 561 misses are TPOT, 83% of the TPOT misses on decode
     instance 3." (Figures invented.) ``name`` replaces the policy's name.
     """
-    head = f"{name or run.policy} met the SLO for {percent(run.attainment)} of {run.requests:,} requests"
+    noun = "request" if run.requests == 1 else "requests"
+    head = f"{name or run.policy} met the SLO for {percent(run.attainment)} of {run.requests:,} {noun}"
     kinds = kinds_of_miss(run)
     total = sum(kinds.values())
     if not total:
@@ -34,7 +37,16 @@ def conclude(run: RunMetrics, name: str = "") -> str:
 
 
 def compare(runs: dict[str, RunMetrics]) -> str:
-    """One sentence a run, the best first; for several runs a sentence on the winner leads."""
+    """One sentence a run, the best first; for several runs a sentence on the winner leads.
+
+    Where the rates differ, one sentence a rate, on its best run: attainments at different rates do not compare.
+    """
+    by_rate: dict[float, list[str]] = {}
+    for name, run in runs.items():
+        by_rate.setdefault(run.offered_rps, []).append(name)
+    if len(by_rate) > 1:
+        leaders = [max(by_rate[rate], key=lambda name: runs[name].attainment) for rate in sorted(by_rate)]
+        return " ".join(conclude(runs[name], name) for name in leaders)
     order = sorted(runs, key=lambda name: -runs[name].attainment)
     sentences = [conclude(runs[name], name) for name in order]
     if len(order) > 1:
@@ -68,7 +80,7 @@ def blamed(run: RunMetrics, kind: str) -> str:
         return ""
     taking = [(n, i) for i in run.instances for n, tokens in [_misses_and_tokens(i, kind)] if tokens]
     total = sum(n for n, _ in taking)
-    if len(taking) < 2 or not total:
+    if len(taking) < 2 or total < BLAME_LEAST:
         return ""
     n, worst = max(taking, key=lambda pair: pair[0])
     if n < total * max(BLAME_SHARE, BLAME_EXCESS / len(taking)):

@@ -254,6 +254,10 @@ class Engine:
         self._poke(now)
         return True
 
+    def stay(self, request: int) -> None:
+        """Take ``extract`` back, if the boundary has not come yet."""
+        self.leaving = [s for s in self.leaving if s.request != request]
+
     def release(self, request: int, now: float) -> None:
         """Drop a sequence and free its blocks: at once, or at the next boundary if it is running."""
         seq = self.seqs.pop(request)
@@ -292,6 +296,7 @@ class Engine:
         self.context = 0
         self.planned = 0
         self.blocked = False
+        self.slow = 1.0
         if self.cache is not None:
             self.cache = PrefixCache(self.cache.width)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from penstock.core.events import InstanceDown, InstanceSlow
+from penstock.core.types import MigrationLevel, Role
 from penstock.sim import moves
 from penstock.sim.seq import DECODING, PULLING
 from penstock.sim.world import World
@@ -48,9 +49,14 @@ def take_down(world: World, instance: int) -> None:
             continue
         flight = world.flights[seq.request]
         if flight.engine == instance:
-            if seq.state == DECODING:
-                flight.generated = engine.tokens_of(seq, now) - flight.prompt
-                flight.last_token_s = engine.time_of(done) if done > 0 else engine.begin_s
+            # A preempted one waits here with more tokens than at its last notice; one that restarts still has those.
+            flight.generated = max(flight.generated, engine.tokens_of(seq, now) - flight.prompt)
+            if seq.state == DECODING and done > 0:
+                flight.last_token_s = engine.time_of(done)
+            elif seq.state == DECODING and seq not in engine.joined:
+                flight.last_token_s = engine.begin_s
+            else:
+                flight.last_token_s = seq.last_token_s
             if flight.source == instance:
                 flight.source = -1
             world.emitted[seq.request] = flight.generated
@@ -66,8 +72,18 @@ def take_down(world: World, instance: int) -> None:
     world.tell(InstanceDown(instance, tuple(lost), tuple(generated)))
 
 
+def bring_up(world: World, instance: int, levels: tuple[MigrationLevel, ...]) -> None:
+    """A dead instance is back: empty, at full speed, in the role it had."""
+    if world.up[instance]:
+        return
+    world.up[instance] = True
+    world.announce(instance, Role(int(world.controller.view.role[instance])), levels)
+
+
 def slow_down(world: World, instance: int, factor: float) -> None:
-    """An instance runs ``factor`` times slower from its next step on."""
+    """An instance runs ``factor`` times slower from its next step on; nothing happens to a dead one."""
+    if not world.up[instance]:
+        return
     engine = world.engines[instance]
     engine.set_slow(factor, world.now)
     world.arm(engine)

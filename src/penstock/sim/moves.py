@@ -103,10 +103,7 @@ def on_extracted(world: World, engine: Engine, seq: Seq) -> None:
     """The source has stopped: let the target pull what it lacks."""
     flight = world.flights[seq.request]
     move = flight.move
-    if move is None or move.source != engine.index:  # rolled back meanwhile: it simply goes on
-        flight.silent = True
-        engine.adopt(seq.request, flight.final_tokens, world.now)
-        return
+    assert move is not None and move.source == engine.index
     target = world.engines[move.target]
     move.extracted = True
     flight.source = engine.index
@@ -177,6 +174,7 @@ def roll_back(world: World, flight: Flight, reason: str) -> None:
         target.release(i, now)
         world.arm(target)
     source = world.engines[move.source]
+    source.stay(i)
     if -1 - i in source.seqs:
         source.release(-1 - i, now)
         world.arm(source)

@@ -65,6 +65,10 @@ class Network:
 
     def end(self, flow: Flow, now: float) -> list[Flow]:
         """Take a finished or cancelled flow off its links. Returns the flows whose ``done_s`` changed."""
+        if now < flow.done_s:  # cancelled: what has not been sent is not counted
+            unsent = max(0.0, flow.left_bytes - flow.rate * (now - flow.updated_s))
+            self.bytes_out[flow.source] -= unsent
+            self.bytes_in[flow.target] -= unsent
         flow.active = False
         flow.version += 1
         self.leaving[flow.source].remove(flow)
@@ -87,17 +91,19 @@ class Network:
     def _reshare(self, source: int, target: int, now: float, newest: Flow | None) -> list[Flow]:
         changed: list[Flow] = []
         for flow in self.leaving[source]:
-            self._rerate(flow, now)
-            if flow is not newest:
+            if self._rerate(flow, now) and flow is not newest:
                 changed.append(flow)
         for flow in self.entering[target]:
-            if flow.source != source:
-                self._rerate(flow, now)
+            if flow.source != source and self._rerate(flow, now):
                 changed.append(flow)
         return changed
 
-    def _rerate(self, flow: Flow, now: float) -> None:
-        flow.left_bytes = max(0.0, flow.left_bytes - flow.rate * (now - flow.updated_s))
+    def _rerate(self, flow: Flow, now: float) -> bool:
+        """Give a flow its present share; False if all its bytes are out, so that only its latency is left."""
+        sent = flow.rate * (now - flow.updated_s)
+        if flow.rate > 0.0 and sent >= flow.left_bytes:
+            return False
+        flow.left_bytes -= sent
         flow.updated_s = now
         flow.rate = min(
             self.bytes_per_s[flow.source] / len(self.leaving[flow.source]),
@@ -105,3 +111,4 @@ class Network:
         )
         flow.version += 1
         flow.done_s = now + flow.left_bytes / flow.rate + flow.lead_s
+        return True

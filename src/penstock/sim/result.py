@@ -122,3 +122,4 @@ class SimResult:
     events: int
     reject_reasons: dict[str, int]
     failed_migrations: dict[str, int]
+    leases_expired: int = 0

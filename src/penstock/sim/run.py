@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from penstock.control.controller import Controller
-from penstock.core.actions import Migrate
 from penstock.core.errors import PenstockError
-from penstock.core.types import MigrationLevel, Role, Slo
+from penstock.core.events import MoveOrdered
+from penstock.core.types import MigrationLevel, Slo
 from penstock.policy.parts import Beliefs, Policy
 from penstock.sim.cluster import ClusterSpec, Fault, FaultKind, ForcedMove, LengthSource, Scenario
 from penstock.sim.engine import Engine, GapLog
-from penstock.sim.faults import slow_down, take_down
+from penstock.sim.faults import bring_up, slow_down, take_down
 from penstock.sim.leaping import LeapingEngine
 from penstock.sim.network import Network
 from penstock.sim.result import (
@@ -77,7 +77,7 @@ def simulate(
     """
     scenario = scenario if scenario is not None else Scenario()
     world = build_world(trace, cluster, policy, beliefs, slos, scenario, lengths, log)
-    sampler = _Sampler(world)
+    sampler = Sampler(world)
     if scenario.sample_s is not None:
         world.sample_s = scenario.sample_s
         world.on_sample = sampler.sample
@@ -86,7 +86,7 @@ def simulate(
     with _no_garbage_collection():
         world.run(until_s, progress)
     wall_s = time.perf_counter() - start
-    return _collect(world, trace, policy.name, cluster, sampler, wall_s)
+    return collect(world, trace, policy.name, cluster, sampler, wall_s)
 
 
 @contextmanager
@@ -171,21 +171,18 @@ def _engines(trace: Trace, cluster: ClusterSpec, scenario: Scenario, gaps: GapLo
 def _injected(world: World, cluster: ClusterSpec, thing: Fault | ForcedMove) -> None:
     """A fault or a forced move is due."""
     if isinstance(thing, ForcedMove):
-        action = world.controller.order_move(thing.request, thing.target)
-        if isinstance(action, Migrate):
-            world.act(action)
+        world.tell(MoveOrdered(thing.request, thing.target))
         return
     if thing.kind is FaultKind.DOWN:
         take_down(world, thing.instance)
     elif thing.kind is FaultKind.UP:
-        world.up[thing.instance] = True
-        world.announce(thing.instance, Role(int(world.controller.view.role[thing.instance])), ALL_LEVELS)
+        bring_up(world, thing.instance, ALL_LEVELS)
     else:
         slow_down(world, thing.instance, thing.factor)
 
 
-class _Sampler:
-    """Collects the timeline."""
+class Sampler:
+    """Collects the timeline of a world: give ``sample`` to its ``on_sample``."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -215,8 +212,8 @@ class _Sampler:
         )
 
 
-def _collect(
-    world: World, trace: Trace, policy: str, cluster: ClusterSpec, sampler: _Sampler, wall_s: float
+def collect(
+    world: World, trace: Trace, policy: str, cluster: ClusterSpec, sampler: Sampler, wall_s: float
 ) -> SimResult:
     for flight in world.flights.values():  # unfinished: say how far they came
         engine = world.engines[flight.engine] if flight.engine >= 0 else None
@@ -278,4 +275,5 @@ def _collect(
         events=world.events,
         reject_reasons=dict(world.reject_reasons),
         failed_migrations=dict(world.failed_moves),
+        leases_expired=world.expired_leases,
     )

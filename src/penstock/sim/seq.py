@@ -35,7 +35,7 @@ class Seq:
 
     ``tokens`` is the length of the sequence (prompt and output so far) as of ``at_step`` of a decoding sequence, and
     simply the length otherwise. ``computed`` tokens of it have KV here. It ends at ``final_tokens``.
-    ``last_token_s`` is when the client got the latest token (NaN before the first).
+    ``last_token_s`` is when the client got the latest token (-1 before the first).
     """
 
     def __init__(self, request: int, kind: int, tokens: int, final_tokens: int, hashes: tuple[int, ...] = ()) -> None:

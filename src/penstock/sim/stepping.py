@@ -112,6 +112,7 @@ class SteppingEngine(Engine):
         notices: list[Notice] = []
         self.begin_s = now
         self._purge(now)
+        self.joined.clear()
         calm = True
         for seq in list(self.running.values()):
             if seq.state != DECODING:

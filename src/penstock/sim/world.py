@@ -409,6 +409,7 @@ class World:
             moves.roll_back(self, flight, "preempted")
             if engine.index == move.target:
                 return
+        flight.silent = False  # the controller knows now, so it is told of the next join
         self.tell(Preempted(i, engine.index, engine.load(self.now)))
 
     def _on_tick(self) -> None:
@@ -481,8 +482,6 @@ class World:
         seq = Seq(request, kind, flight.prompt + flight.generated, flight.final_tokens, hashes)
         seq.last_token_s = flight.last_token_s
         flight.silent = False
-        if flight.generated > 0 and kind == SERVE:
-            seq.resumed = True
         flight.engine = instance
         engine.submit(seq, self.now)
         self.arm(engine)

@@ -192,7 +192,7 @@ def _unrolled(load: Workload, expected: float | None, rate_rps: float, duration_
     """Phases with finite durations: as many as ``expected`` requests or ``duration_s`` seconds need."""
     if expected is None and duration_s is None:
         if math.isinf(load.phases[0].duration_s):
-            raise PenstockError(f'workload "{load.name}" has no end', "give a number of requests or a duration")
+            raise PenstockError(f'workload "{load.name}" has no end', "give a number of requests (-n) or a duration")
         return list(load.phases)
     wanted = math.inf if expected is None else expected
     left_s = math.inf if duration_s is None else duration_s
