@@ -24,6 +24,7 @@ EVENTS: list[e.Event] = [
     e.MigrationFailed(1, 2, 3, "source went down"),
     e.Finished(1, 3, 77, LOAD),
     e.Aborted(2),
+    e.MoveOrdered(1, 3),
     e.InstanceSlow(3, 1.5),
     e.InstanceDown(3, (4, 5), (0, 7)),
     e.Tick((0, 1), (LOAD, LOAD), (1, 2), (10, 20), (-1.0, 0.1 + 0.2)),

@@ -26,7 +26,7 @@ WIDEST = 2.0**14
 
 
 class Evaluation(msgspec.Struct, frozen=True):
-    """One rate tried (requests/s), the attainment there, and the target missed most."""
+    """One rate tried (requests/s) and the attainment there."""
 
     rate_rps: float
     attainment: float
