@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -15,12 +16,16 @@ from penstock.core.events import (
     DecodeStarted,
     Event,
     Finished,
+    FlipOrdered,
     InstanceDown,
+    InstanceHeld,
     InstanceSlow,
     InstanceUp,
+    Interrupted,
     MigrationDone,
     MigrationFailed,
     MoveOrdered,
+    PolicyChosen,
     Preempted,
     PrefillDone,
     RequestArrived,
@@ -43,11 +48,14 @@ class Controller:
         beliefs: Beliefs,
         migration_level: MigrationLevel = MigrationLevel.PRECOPY,
         lease_s: float = DEFAULT_LEASE_S,
+        build_policy: Callable[[str, dict[str, str]], Policy] | None = None,
     ) -> None:
         self.policy = policy
         self.beliefs = beliefs
         self.migration_level = policy.migration_level if policy.migration_level is not None else migration_level
         self.lease_s = lease_s
+        self.best_level = migration_level
+        self.build_policy = build_policy
         self.view = ClusterView()
         self.requests: dict[int, RequestRecord] = {}
         self._prefill_cost: dict[int, float] = {}
@@ -79,7 +87,9 @@ class Controller:
         elif isinstance(event, MigrationFailed):
             self._migration_failed(event)
         elif isinstance(event, MoveOrdered):
-            self._move_ordered(event, actions)
+            self._move_ordered(event, now, actions)
+        elif isinstance(event, Interrupted):
+            self._lost(event.request, event.generated, now, actions)
         elif isinstance(event, Aborted):
             self._drop(self._record(event.request), Stage.ABORTED)
         elif isinstance(event, InstanceUp):
@@ -88,6 +98,12 @@ class Controller:
             self._instance_down(event, now, actions)
         elif isinstance(event, InstanceSlow):
             self.view.slow[event.instance] = event.factor
+        elif isinstance(event, InstanceHeld):
+            self.view.hold(event.instance, event.held)
+        elif isinstance(event, FlipOrdered):
+            self._flip(RoleChange(event.instance, event.role, "ordered"), actions)
+        elif isinstance(event, PolicyChosen):
+            self._policy_chosen(event, now)
         if self.policy.observers:
             self._observers(event, now, actions)
         return actions
@@ -98,6 +114,8 @@ class Controller:
         record = RequestRecord(event.request, event.prompt_tokens, event.slo, event.slo_class, event.prefix, now)
         if event.request in self.requests:
             raise IllegalTransition(f"request {event.request} arrived twice")
+        record.movable = event.movable
+        record.in_place = event.in_place
         self.requests[event.request] = record
         admission = self.policy.admission
         if admission is not None:
@@ -108,8 +126,14 @@ class Controller:
         self._place_prefill(record, now, actions)
 
     def _place_prefill(self, record: RequestRecord, now: float, actions: list[Action]) -> None:
-        role = Role.PREFILL if self.policy.decode is not None else Role.MIXED
-        choice = self.policy.prefill.place(record, self.view, now)
+        decode = self.policy.decode
+        in_place = record.in_place or decode is None
+        if record.in_place and decode is not None:
+            role = Role.DECODE
+            choice = decode.place(record, self.view, now)
+        else:
+            role = Role.PREFILL if decode is not None else Role.MIXED
+            choice = self.policy.prefill.place(record, self.view, now)
         instance = self._relieved(role, choice, record, now, actions)
         if instance < 0:
             self._reject(record, Refusal.NO_INSTANCE, actions)
@@ -127,7 +151,8 @@ class Controller:
         if self.policy.estimates:
             record.prefill_estimate_s = self._prefill_s(tokens)
             view.prefill_estimate_s[instance] += record.prefill_estimate_s
-        if self.policy.decode is None:
+        record.served = in_place
+        if in_place:
             actions.append(Serve(record.request, instance))
         else:
             actions.append(Prefill(record.request, instance))
@@ -137,10 +162,12 @@ class Controller:
         self._end_prefill(record)
         self.view.sync(event.instance, event.load, now)
         record.generated += 1
+        if event.prompt_tokens > 0:
+            record.prompt_tokens = event.prompt_tokens
         if record.first_token_s < 0.0:
             record.first_token_s = now
         record.predicted_remaining = event.predicted_remaining
-        if self.policy.decode is None:
+        if record.served:
             advance(record, Stage.DECODING)
             record.decode_instance = event.instance
             return
@@ -151,9 +178,11 @@ class Controller:
 
     def _place_decode(self, record: RequestRecord, now: float, actions: list[Action]) -> None:
         decode = self.policy.decode
-        assert decode is not None
-        choice = decode.place(record, self.view, now)
-        instance = self._relieved(Role.DECODE, choice, record, now, actions)
+        if decode is not None:
+            role, choice = Role.DECODE, decode.place(record, self.view, now)
+        else:  # a policy that does not disaggregate was chosen during the prefill
+            role, choice = Role.MIXED, self.policy.prefill.place(record, self.view, now)
+        instance = self._relieved(role, choice, record, now, actions)
         if instance < 0:
             self._reject(record, Refusal.NO_INSTANCE, actions)
             return
@@ -200,28 +229,58 @@ class Controller:
         self._end_move(record)
         advance(record, Stage.DECODING)
 
-    def _move_ordered(self, event: MoveOrdered, actions: list[Action]) -> None:
+    def _move_ordered(self, event: MoveOrdered, now: float, actions: list[Action]) -> None:
         record = self.requests.get(event.request)
-        if record is None or record.stage != Stage.DECODING or record.decode_instance == event.target:
+        if record is None or record.stage != Stage.DECODING or not record.movable:
             return
-        if 0 <= event.target < self.view.size and self.view.up[event.target]:
-            actions.append(self._start_move(record, event.target, event.reason))
+        target = event.target
+        if target < 0:
+            part = self.policy.decode if self.policy.decode is not None else self.policy.prefill
+            source = record.decode_instance
+            held = bool(self.view.held[source])
+            self.view.hold(source, True)  # anywhere but there
+            target = part.place(record, self.view, now).instance
+            self.view.hold(source, held)
+        if target != record.decode_instance and 0 <= target < self.view.size and self.view.up[target]:
+            actions.append(self._start_move(record, target, event.reason))
+
+    def _policy_chosen(self, event: PolicyChosen, now: float) -> None:
+        """Go on under another policy: what is placed stays placed, what comes is placed by the new one."""
+        if self.build_policy is None:
+            raise IllegalTransition("this controller was not told how to build another policy")
+        policy: Policy = self.build_policy(event.policy, event.options)
+        self.policy = policy
+        level = policy.migration_level
+        if level is not None:
+            self.migration_level = min(level, self.best_level)
+        self._next_tick_part_s = [now, now]
+        # The book of estimates starts afresh for the prefills in flight: the old policy may not have kept it.
+        self.view.prefill_estimate_s[:] = 0.0
+        for record in self.requests.values():
+            record.prefill_estimate_s = 0.0
+            if policy.estimates and record.stage == Stage.PREFILLING and record.prefill_instance >= 0:
+                record.prefill_estimate_s = self._prefill_s(record.promised_tokens)
+                self.view.prefill_estimate_s[record.prefill_instance] += record.prefill_estimate_s
 
     def _instance_down(self, event: InstanceDown, now: float, actions: list[Action]) -> None:
         self.view.remove(event.instance)
         self._forget_instance(event.instance)
         for request, generated in zip(event.lost, event.generated, strict=True):
-            record = self._record(request)
-            record.generated = generated
-            if record.stage == Stage.PREFILLING:
-                self._end_prefill(record)
-            elif record.stage in (Stage.TRANSFERRING, Stage.RECOMPUTING):
-                self._redeem(record, record.decode_instance)
-            elif record.stage == Stage.MIGRATING:
-                self._end_move(record)
-            # Where the KV is still pinned elsewhere, the dead instance may have pulled it already: the claim is spent.
-            record.custody = None
-            self._place_prefill(record, now, actions)
+            self._lost(request, generated, now, actions)
+
+    def _lost(self, request: int, generated: int, now: float, actions: list[Action]) -> None:
+        """A request has lost its KV, or the engine that worked on it: it starts again from what the client has."""
+        record = self._record(request)
+        record.generated = generated
+        if record.stage == Stage.PREFILLING:
+            self._end_prefill(record)
+        elif record.stage in (Stage.TRANSFERRING, Stage.RECOMPUTING):
+            self._redeem(record, record.decode_instance)
+        elif record.stage == Stage.MIGRATING:
+            self._end_move(record)
+        # Where the KV is still pinned elsewhere, the dead instance may have pulled it already: the claim is spent.
+        record.custody = None
+        self._place_prefill(record, now, actions)
 
     def _tick(self, event: Tick, now: float, actions: list[Action]) -> None:
         view = self.view
@@ -261,7 +320,7 @@ class Controller:
                 raise IllegalTransition(f"request {request} ticks but is not in flight")
             record.generated = tokens
             record.predicted_remaining = left
-            where.append(record.decode_instance if record.stage is decoding else -1)
+            where.append(record.decode_instance if record.stage is decoding and record.movable else -1)
             prompt.append(record.prompt_tokens)
         columns = (
             np.array(event.requests, np.int64),

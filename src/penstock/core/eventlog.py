@@ -28,12 +28,16 @@ from penstock.core.events import (
     DecodeStarted,
     Event,
     Finished,
+    FlipOrdered,
     InstanceDown,
+    InstanceHeld,
     InstanceSlow,
     InstanceUp,
+    Interrupted,
     MigrationDone,
     MigrationFailed,
     MoveOrdered,
+    PolicyChosen,
     Preempted,
     PrefillDone,
     RequestArrived,
@@ -95,12 +99,16 @@ class _WrittenArrival(msgspec.Struct, tag="RequestArrived"):
     slo: _WrittenSlo
     slo_class: int = 0
     prefix: tuple[int, ...] = ()
+    movable: bool = True
+    in_place: bool = False
 
     def read(self) -> RequestArrived:
         endless = float("inf")
         ttft_s, tpot_s = self.slo.ttft_s, self.slo.tpot_s
         slo = Slo(endless if ttft_s is None else ttft_s, endless if tpot_s is None else tpot_s)
-        return RequestArrived(self.request, self.prompt_tokens, slo, self.slo_class, self.prefix)
+        return RequestArrived(
+            self.request, self.prompt_tokens, slo, self.slo_class, self.prefix, self.movable, self.in_place
+        )
 
 
 _WrittenEvent = (
@@ -113,6 +121,10 @@ _WrittenEvent = (
     | MigrationDone
     | MigrationFailed
     | MoveOrdered
+    | Interrupted
+    | InstanceHeld
+    | FlipOrdered
+    | PolicyChosen
     | InstanceUp
     | InstanceDown
     | InstanceSlow

@@ -33,22 +33,32 @@ class Event(msgspec.Struct, frozen=True, tag=True, gc=False):
 
 
 class RequestArrived(Event, frozen=True, tag=True, gc=False):
-    """A request is at the door. ``prefix`` holds hashes of its leading prompt blocks where the source has them."""
+    """A request is at the door. ``prefix`` holds hashes of its leading prompt blocks where the source has them.
+
+    ``movable`` is False where a running decode has state that cannot be carried elsewhere; ``in_place`` asks for one
+    instance to do both phases, because even the KV after the prefill cannot be handed over.
+    """
 
     request: int
     prompt_tokens: int
     slo: Slo
     slo_class: int = 0
     prefix: tuple[int, ...] = ()
+    movable: bool = True
+    in_place: bool = False
 
 
 class PrefillDone(Event, frozen=True, tag=True, gc=False):
-    """The first token is out; the KV is pinned on ``instance`` until it is pulled or the lease runs out."""
+    """The first token is out; the KV is pinned on ``instance`` until it is pulled or the lease runs out.
+
+    ``prompt_tokens`` is the exact length of the prompt where the arrival could only estimate it, else 0.
+    """
 
     request: int
     instance: int
     load: Load
     predicted_remaining: float = NO_PREDICTION
+    prompt_tokens: int = 0
 
 
 class DecodeStarted(Event, frozen=True, tag=True, gc=False):
@@ -101,8 +111,40 @@ class MigrationFailed(Event, frozen=True, tag=True, gc=False):
     reason: str
 
 
+class Interrupted(Event, frozen=True, tag=True, gc=False):
+    """The engine dropped one request but lives on; ``generated`` tokens have reached the client. It starts again."""
+
+    request: int
+    instance: int
+    generated: int
+    reason: str
+
+
+class InstanceHeld(Event, frozen=True, tag=True, gc=False):
+    """An operator drains an instance (``held``) or gives it back: it keeps what runs there and gets nothing new."""
+
+    instance: int
+    held: bool
+
+
+class FlipOrdered(Event, frozen=True, tag=True, gc=False):
+    """An operator wants another role for an instance."""
+
+    instance: int
+    role: Role
+
+
+class PolicyChosen(Event, frozen=True, tag=True, gc=False):
+    """An operator wants another policy from now on: a preset's name and its options as text."""
+
+    policy: str
+    options: dict[str, str] = {}
+
+
 class MoveOrdered(Event, frozen=True, tag=True, gc=False):
-    """An operator (or a test) wants a running decode on ``target``; ignored if it cannot move now."""
+    """An operator (or a test) wants a running decode on ``target``, or anywhere else (-1); ignored if it cannot move
+    now.
+    """
 
     request: int
     target: int

@@ -156,11 +156,11 @@ def _tpot(run: RunMetrics, worst: ClassMetrics, f: Floors, target_s: float) -> t
         )
     wait = run.decode_wait_s.p90 or 0.0
     lasts = (worst.e2e_s.p50 or 0.0) - (worst.ttft_s.p50 or 0.0)
-    full = _fullest(decodes)
-    if full >= FULL and (run.preemptions > 0 or wait > 5 * f.transfer_p50_s):
+    full, preemptions = _fullest(decodes), run.preemptions or 0
+    if full >= FULL and (preemptions > 0 or wait > 5 * f.transfer_p50_s):
         return (
             "KV capacity",
-            f"decode instances were full ({percent(full)} of the blocks at the peak), {run.preemptions:,} preemptions, "
+            f"decode instances were full ({percent(full)} of the blocks at the peak), {preemptions:,} preemptions, "
             f"P90 wait for decode {seconds(wait)}; add decode instances or memory.",
         )
     if wait > 0.3 * max(lasts, 1e-9) and wait > 0.002:

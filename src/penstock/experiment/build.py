@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import penstock
+from penstock.control.controller import Controller
 from penstock.core.errors import PenstockError
 from penstock.core.eventlog import Header
-from penstock.core.types import Role
+from penstock.core.types import MigrationLevel, Role
 from penstock.experiment.setup import ClusterSetup, Setup, check, replace
 from penstock.experiment.traffic import build_trace, slos
 from penstock.perf.hardware import HardwareSpec, hardware_spec
@@ -152,9 +153,8 @@ def _step_model(setup: Setup, model: ModelSpec, hardware: HardwareSpec, tp: int)
 def _link(c: ClusterSetup, role: Role) -> Link:
     hardware = _hardware(c)
     link = link_between(hardware[Role.PREFILL], hardware[Role.DECODE], _tps(c)[role], kind=c.link)
-    if c.link_bytes_per_s is None:
-        return link
-    return Link(link.kind, c.link_bytes_per_s, link.latency_s)
+    rate = link.bandwidth_Bps if c.link_bytes_per_s is None else c.link_bytes_per_s
+    return Link(link.kind, rate, link.latency_s if c.link_latency_s is None else c.link_latency_s)
 
 
 def _instance(
@@ -205,6 +205,22 @@ def build(setup: Setup, cluster: ClusterSpec) -> tuple[Policy, Beliefs]:
     """A fresh policy, and what it believes. Raises PenstockError for an unknown policy or option."""
     beliefs = build_beliefs(setup, cluster)
     return build_policy(setup.policy, beliefs, setup.slo.slo(), **setup.options), beliefs
+
+
+def build_controller(setup: Setup, level: MigrationLevel | None = None) -> Controller:
+    """A fresh controller for this setup, as the live world and a replay need it.
+
+    ``level`` is the best way to move a running decode, the setup's where None. Raises PenstockError as ``build`` does.
+    """
+    cluster = build_cluster(setup)
+    policy, beliefs = build(setup, cluster)
+    slo = setup.slo.slo()
+
+    def another(name: str, options: dict[str, str]) -> Policy:
+        return build_policy(name, beliefs, slo, **options)
+
+    best = cluster.migration_level if level is None else level
+    return Controller(policy, beliefs, best, cluster.lease_s, another)
 
 
 def lengths(setup: Setup, seed: int) -> LengthOracle | None:

@@ -7,11 +7,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from penstock.control.controller import Controller
 from penstock.core.errors import PenstockError
 from penstock.core.eventlog import Header, LogReader, encode_actions
 from penstock.core.events import Finished, RequestArrived
-from penstock.experiment.build import build, build_cluster, digests
+from penstock.experiment.build import build_controller, digests
 from penstock.experiment.setup import Setup, setup_from_plain
 from penstock.workload.trace import PrefixHashes, Trace
 
@@ -76,9 +75,7 @@ def replay(path: Path | str) -> Replay:
     """
     reader = LogReader(path)
     setup = recorded_setup(reader.header, path)
-    cluster = build_cluster(setup)
-    policy, beliefs = build(setup, cluster)
-    controller = Controller(policy, beliefs, cluster.migration_level, cluster.lease_s)
+    controller = build_controller(setup)
     events = actions = 0
     difference = None
     for entry in reader:

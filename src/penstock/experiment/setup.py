@@ -40,7 +40,8 @@ class WorkloadSetup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ClusterSetup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What serves them. ``None`` means "as the general field" or "from the catalogue".
 
-    ``link`` is a kind of :func:`penstock.perf.transfer.link_between`; ``link_bytes_per_s`` replaces its rate.
+    ``link`` is a kind of :func:`penstock.perf.transfer.link_between`; ``link_bytes_per_s`` replaces its rate,
+    ``link_latency_s`` its latency.
     ``kv_blocks`` replaces the capacity computed from memory, as vLLM's ``num_gpu_blocks_override``.
     ``profile`` is a fitted step model, a file or a built-in name, instead of the roofline.
     """
@@ -65,6 +66,7 @@ class ClusterSetup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kv_blocks: int | None = None
     link: str | None = None
     link_bytes_per_s: float | None = None
+    link_latency_s: float | None = None
     handshake_s: float = 0.0
     migration_level: MigrationLevel = MigrationLevel.PRECOPY
     profile: str | None = None
@@ -180,6 +182,8 @@ def check(setup: Setup) -> None:
         raise PenstockError(f"{c.kv_blocks} KV blocks", "give --kv-blocks of 1 or more")
     if c.link_bytes_per_s is not None and c.link_bytes_per_s <= 0:
         raise PenstockError("the link bandwidth is not positive", "give --link-bandwidth above 0, in GB/s")
+    if c.link_latency_s is not None and not 0 <= c.link_latency_s < math.inf:
+        raise PenstockError("the link latency is out of range", "give --link-latency of 0 or more, as 5ms")
     if not (math.isfinite(truth.noise) and 0 <= truth.noise <= 2):
         raise PenstockError(f"noise {truth.noise:g} is out of range", "give --noise from 0 to 2 (0.05 is 5 %)")
     if not (math.isfinite(setup.belief.error) and setup.belief.error > 0):

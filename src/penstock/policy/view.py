@@ -53,6 +53,9 @@ class RequestRecord:
         self.prefill_estimate_s = 0.0
         self.promised_tokens = 0
         self.generated = 0
+        self.movable = True
+        self.in_place = False
+        self.served = False
         self.first_token_s = -1.0
         self.predicted_remaining = NO_PREDICTION
 
@@ -70,7 +73,7 @@ class ClusterView:
     ``running``, ``waiting``, ``running_tokens``, ``free_blocks`` and ``step_s`` repeat the engine's latest word;
     the ``prefill_*``, ``pending_*`` and ``moving`` (migrations in or out) columns are the controller's own book of
     what it has ordered since. ``preemptions`` counts those since the rescheduler last looked.
-    Rows of instances that are down keep their last values and are in none of the index arrays.
+    Rows of instances that are down keep their last values; they and the held ones are in none of the index arrays.
     """
 
     def __init__(self) -> None:
@@ -78,6 +81,7 @@ class ClusterView:
         self.size = 0
         self.role: Any = np.empty(0, np.int8)
         self.up: Any = np.empty(0, np.bool_)
+        self.held: Any = np.empty(0, np.bool_)
         self.slow: Any = np.empty(0)
         self.capacity_tokens: Any = np.empty(0)
         self.block_size: Any = np.empty(0)
@@ -173,6 +177,11 @@ class ClusterView:
         self.role[i] = int(role)
         self.reindex()
 
+    def hold(self, i: int, held: bool) -> None:
+        """Take an instance out of all placements, or back in; what runs there goes on."""
+        self.held[i] = held
+        self.reindex()
+
     def sync(self, i: int, load: Load, now_s: float) -> None:
         """Take an engine's latest word."""
         self.running[i] = load.running
@@ -186,10 +195,11 @@ class ClusterView:
 
     def reindex(self) -> None:
         """Rebuild the index arrays after a role or an up/down change."""
-        self.prefills = np.flatnonzero(self.up & (self.role == int(Role.PREFILL)))
-        self.decodes = np.flatnonzero(self.up & (self.role == int(Role.DECODE)))
-        self.mixed = np.flatnonzero(self.up & (self.role == int(Role.MIXED)))
-        self.everyone = np.flatnonzero(self.up)
+        open_to_work = self.up & ~self.held
+        self.prefills = np.flatnonzero(open_to_work & (self.role == int(Role.PREFILL)))
+        self.decodes = np.flatnonzero(open_to_work & (self.role == int(Role.DECODE)))
+        self.mixed = np.flatnonzero(open_to_work & (self.role == int(Role.MIXED)))
+        self.everyone = np.flatnonzero(open_to_work)
 
     def _grow(self, size: int) -> None:
         for name in (
@@ -215,6 +225,7 @@ class ClusterView:
         self.step_s = _extended(self.step_s, size, np.inf)
         self.role = _extended(self.role, size, 0)
         self.up = _extended(self.up, size, False)
+        self.held = _extended(self.held, size, False)
         self.size = size
 
 

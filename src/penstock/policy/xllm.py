@@ -136,7 +136,7 @@ class XllmDecode(DecodePlacement):
         """See :class:`DecodePlacement`. The slot passes from the reservation to the controller's own books."""
         self.held.release(request.request)
         planned = request.planned_decode
-        if planned >= 0 and view.up[planned]:
+        if planned >= 0 and view.up[planned] and not view.held[planned]:
             return Choice(planned)
         rows = view.decodes
         step_s = self.step.seconds(view.decode_requests(rows) + 1.0, view.resident_tokens(now_s, rows))
