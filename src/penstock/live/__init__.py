@@ -1,0 +1,1 @@
+"""The real-time world: gateway, engines, migration, load generator."""
