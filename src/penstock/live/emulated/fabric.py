@@ -1,0 +1,66 @@
+"""What joins the instances of a fleet: who is there, and transfers over links that are shared as in the simulator."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from penstock.live.emulated.clock import Clock
+from penstock.sim.network import DECODE, Flow, Network
+
+if TYPE_CHECKING:
+    from penstock.live.emulated.transfers import Transfers
+
+
+class Fabric:
+    """Instances by NIXL engine id, and the transfers between them in real time."""
+
+    def __init__(self, bytes_per_s: list[float], latency_s: float, handshake_s: float, speed: float) -> None:
+        self.network = Network(bytes_per_s, latency_s, handshake_s)
+        self.clock = Clock(speed)
+        self.members: dict[str, Transfers] = {}
+        self._size = len(bytes_per_s)
+        self._under_way: dict[Flow, tuple[asyncio.Handle, Callable[[], None]]] = {}
+        self._count = 0
+
+    def acquainted(self, source: int, target: int) -> bool:
+        """Have two instances shaken hands?"""
+        return source * self._size + target in self.network.known
+
+    def pull(self, source: int, target: int, size_bytes: float, done: Callable[[], None]) -> Flow:
+        """Begin a transfer; ``done`` is called when it has ended."""
+        self._count += 1
+        changed = self.network.start(self._count, DECODE, source, target, size_bytes, self.clock.now())
+        flow = changed[-1]
+        self._under_way[flow] = (asyncio.get_running_loop().call_soon(_nothing), done)
+        self._rearm(changed)
+        return flow
+
+    def cancel(self, flow: Flow) -> None:
+        """Stop a transfer; does nothing if it has ended."""
+        entry = self._under_way.pop(flow, None)
+        if entry is not None:
+            entry[0].cancel()
+            self._rearm(self.network.end(flow, self.clock.now()))
+
+    def leave(self, engine_id: str, index: int) -> None:
+        """An instance has gone."""
+        self.members.pop(engine_id, None)
+        self.network.forget(index)
+
+    def _rearm(self, flows: list[Flow]) -> None:
+        for flow in flows:
+            handle, done = self._under_way[flow]
+            handle.cancel()
+            self._under_way[flow] = (self.clock.call_at(flow.done_s, partial(self._ended, flow)), done)
+
+    def _ended(self, flow: Flow) -> None:
+        _, done = self._under_way.pop(flow)
+        self._rearm(self.network.end(flow, max(self.clock.now(), flow.done_s)))
+        done()
+
+
+def _nothing() -> None:
+    """Stand in for a timer that is set at once."""
