@@ -1,0 +1,110 @@
+"""Real engines for tests: three stock vLLM servers on the CPU with the bundled model, once per test session.
+
+Tests that use the fixture are marked ``engines`` by conftest.py, and `make tests` runs them apart from the others in
+one process. Under pytest-xdist a lock makes workers take turns, each with engines of its own: slow but right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from penstock.core.errors import PenstockError
+from penstock.live.http import HttpFault
+from penstock.live.http.client import HttpClient
+from penstock.live.local.command import EngineSettings
+from penstock.live.local.connect import preconnect
+from penstock.live.local.install import find_python, inspect
+from penstock.live.local.launch import LocalFleet
+
+COUNT = 3
+BLOCK = 32
+MODEL = "penstock-tiny"
+# 128 MiB hold 32,768 tokens of the bundled model: room for what tests run at once, and 1.8 GB of RAM an engine.
+SETTINGS = EngineSettings(max_model_len=4096, kv_bytes=128 * 2**20, block_size=BLOCK)
+
+_GAUGE = re.compile(r"^vllm:(num_requests_running|num_requests_waiting|kv_cache_usage_perc)\{[^}]*\} (\S+)$", re.M)
+
+
+class Engines:
+    """The running engines. A test that kills or suspends one leaves it served again (`restart`) and resumed."""
+
+    def __init__(self, fleet: LocalFleet) -> None:
+        self.fleet = fleet
+
+    @property
+    def urls(self) -> list[str]:
+        """Origin of each engine."""
+        return [engine.url for engine in self.fleet.engines]
+
+    async def restart(self, index: int) -> None:
+        """Start a killed engine again at its address, and let it meet the others."""
+        await self.fleet.restart(index)
+        await preconnect(self.urls)
+
+    async def idle(self, client: HttpClient, timeout_s: float = 60.0) -> None:
+        """Wait until no engine has a request or a used KV block; fails with what is left after ``timeout_s`` seconds.
+
+        The default is above the lease of unclaimed KV (30 s).
+        """
+        left: dict[str, dict[str, float]] = {}
+        try:
+            async with asyncio.timeout(timeout_s):
+                for url in self.urls:
+                    while any((left := {url: await gauges(client, url)})[url].values()):
+                        await asyncio.sleep(0.05)
+        except TimeoutError:
+            pytest.fail(f"not idle after {timeout_s:g} s: {left}")
+
+
+async def gauges(client: HttpClient, url: str) -> dict[str, float]:
+    """Running and waiting requests, and the used fraction of KV, as the engine reports them."""
+    text = (await client.fetch(url, "GET", "/metrics")).body.decode()
+    found = {name: float(value) for name, value in _GAUGE.findall(text)}
+    assert len(found) == 3, text
+    return found
+
+
+async def call(client: HttpClient, url: str, path: str, **body: Any) -> dict[str, Any]:
+    """POST to an engine; the answer must be a success."""
+    raw = msgspec.json.encode({"model": MODEL} | body)
+    answer = await client.fetch(url, "POST", path, raw, {"Content-Type": "application/json"}, timeout_s=120.0)
+    assert answer.status == 200, answer.body
+    content: dict[str, Any] = msgspec.json.decode(answer.body)
+    return content
+
+
+async def alive(client: HttpClient, url: str) -> bool:
+    """Whether the engine answers its health check within a second."""
+    try:
+        return (await client.fetch(url, "GET", "/health", timeout_s=1.0)).status == 200
+    except HttpFault:
+        return False
+
+
+@pytest.fixture(scope="session")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+    """Three real engines that have met each other. Skips where no vLLM is installed (`make engine-cpu`)."""
+    try:
+        installation = inspect(find_python())
+    except PenstockError as error:
+        pytest.skip(str(error))
+    with open(tmp_path_factory.getbasetemp().parent / "engines.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        fleet = LocalFleet(installation, count=COUNT, settings=SETTINGS)
+        try:
+            asyncio.run(_open(fleet))
+            yield Engines(fleet)
+        finally:
+            asyncio.run(fleet.stop())
+
+
+async def _open(fleet: LocalFleet) -> None:
+    await fleet.start()
+    await preconnect([engine.url for engine in fleet.engines])
