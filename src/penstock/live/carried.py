@@ -1,0 +1,323 @@
+"""A request that may move: the gateway knows every token, so that any engine can go on from where another stopped."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from penstock.core.events import DecodeStarted, PrefillDone
+from penstock.core.types import Slo
+from penstock.live.claims import Claim, ClaimRefused, is_claim
+from penstock.live.instance import Instance
+from penstock.live.intake import COMPLETION_PATH, Intake
+from penstock.live.output import ClientOutput
+from penstock.live.playout import Playout, Shown
+from penstock.live.segment import EngineError, Segment, ask
+from penstock.live.session import Session
+from penstock.live.wire import HANDOVER, Choice, Chunk, prompt_ids_of
+
+if TYPE_CHECKING:
+    from penstock.live.moves import Move
+    from penstock.live.world import LiveWorld
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class CarriedSession(Session):
+    """Tokens in and out by id. ``prompt_ids`` is None until an engine has rendered the prompt."""
+
+    def __init__(self, world: LiveWorld, intake: Intake, out: ClientOutput, name: str, slo: Slo) -> None:
+        super().__init__(world, intake, out, name, slo)
+        self.prompt_ids = intake.prompt_ids
+        self.out_ids: list[int] = []
+        self.segment: Segment | None = None
+        self.move: Move | None = None
+        self.playout: Playout | None = None
+        self.mark: Shown | None = None  # wants to know when the next tokens are shown
+        self.unshown: list[int] = []  # tokens of a character that is not whole yet: nobody has seen them
+        if self.prompt_ids is not None:
+            out.prompt_ids = self.prompt_ids
+            self.prompt_tokens = len(self.prompt_ids)
+
+    @property
+    def generated(self) -> int:
+        """See :class:`Session`."""
+        return len(self.out_ids)
+
+    def limit(self) -> int:
+        """Output tokens at most."""
+        room = self.world.max_model_len - self.prompt_tokens
+        wanted = self.intake.max_tokens
+        return room if wanted is None else min(wanted, room)
+
+    def sequence(self, upto: int | None = None) -> list[int]:
+        """Prompt and the first ``upto`` output tokens (all by default)."""
+        assert self.prompt_ids is not None
+        return self.prompt_ids + (self.out_ids if upto is None else self.out_ids[:upto])
+
+    # -- starting work ----------------------------------------------------------------------------------------------
+
+    def prefill(self, instance: Instance) -> None:
+        """See :class:`Session`."""
+        self._start_task(instance, "prefilling")
+        self.release_claim()  # of an earlier attempt
+        self._prefill_began(instance)
+        self.task = asyncio.create_task(self._prefill(instance))
+
+    async def _prefill(self, instance: Instance) -> None:
+        if self.prompt_ids is None or (not self.out_ids and self.intake.prompt_ids is None):
+            path, body = self.intake.path, self.intake.prefill_body()
+        else:
+            path, body = COMPLETION_PATH, self.intake.ids_body(self.sequence(), self.generated, 1, stream=False)
+            body["kv_transfer_params"] = HANDOVER
+        if self.intake.max_tokens == self.generated + 1:
+            del body["kv_transfer_params"]  # there will be nothing to hand over
+        try:
+            answer = await ask(self.world.client, instance, path, body, self.headers(), self.world.call_timeout_s)
+        except EngineError as error:
+            self.task = None
+            self.engine_failed(instance, error)
+            return
+        self.task = None
+        self._prefill_over()
+        choice = answer.choices[0]
+        rendered = prompt_ids_of(answer)
+        # First of all, so that the KV is freed whatever becomes of the request.
+        self._keep_claim(instance, answer, len(self.prompt_ids or rendered or ()) + self.generated)
+        if not self._learn_prompt(rendered):
+            return
+        ids = choice.token_ids or []
+        text = choice.words()
+        if choice.parsed() or (self.intake.chat and choice.message is not None and choice.message.content is None):
+            self.world.demote(self, instance)
+            return
+        ended = choice.finish_reason == "stop" or len(ids) + self.generated >= self.limit()
+        # A token that ends within a character is not shown: the decode engine samples it again, with nothing lost.
+        shown = ended or (bool(ids) and bool(text) and not text.endswith(REPLACEMENT))
+        if shown:
+            finish = choice.finish_reason if ended else None
+            if self._take(ids, text, finish, choice.stop_reason, self.world.now()):
+                self.finish(instance)
+                return
+        done = PrefillDone(self.request, instance.index, instance.load(), prompt_tokens=self.prompt_tokens)
+        self.world.tell(done)
+
+    def _keep_claim(self, instance: Instance, answer: Chunk, tokens: int) -> None:
+        params = answer.kv_transfer_params
+        if is_claim(params) and params is not None:
+            block, now = instance.abilities.block_size, self.world.now()
+            self.claim = Claim(self.request, instance.index, tokens, params, block, now, self.world.lease_s)
+            self.world.claims.put(self.claim)
+
+    def decode(self, instance: Instance) -> None:
+        """See :class:`Session`."""
+        self._start_task(instance, "waiting for KV")
+        self.open_segment(instance, self._redeem(instance, self.sequence()))
+
+    def _redeem(self, instance: Instance, sequence: list[int]) -> dict[str, object] | None:
+        """What the claim is worth on ``instance``: None where the KV is there already, or must be computed again."""
+        claim = self.claim
+        if claim is None:
+            return None
+        if claim.custody.owner == instance.index:  # its prefix cache has the KV
+            self.release_claim()
+            return None
+        try:
+            return claim.redeem(len(sequence), self.world.now())
+        except ClaimRefused as refusal:
+            self.world.log.info("claim not used", extra={"request": self.name, "reason": str(refusal)})
+            return None
+
+    def serve(self, instance: Instance) -> None:
+        """See :class:`Session`."""
+        self._start_task(instance, "prefilling")
+        self._prefill_began(instance)
+        if self.prompt_ids is not None:
+            self.open_segment(instance, None)
+            return
+        segment = Segment(self, instance, self.prompt_tokens, 0, self.world.now())
+        self.segment = segment
+        body = self.intake.opening_body(self.intake.max_tokens or 0)
+        if self.intake.max_tokens is None:
+            del body["max_tokens"]
+        segment.open(self.world.client, self.intake.path, body, self.headers())
+
+    def open_segment(self, instance: Instance, params: dict[str, object] | None) -> None:
+        """Stream from token ids."""
+        sequence = self.sequence()
+        body = self.intake.ids_body(sequence, self.generated, self.limit() - self.generated)
+        if params is not None:
+            body["kv_transfer_params"] = params
+        segment = Segment(self, instance, len(sequence), self.generated, self.world.now())
+        self.segment = segment
+        segment.open(self.world.client, COMPLETION_PATH, body, self.headers())
+
+    def release_claim(self) -> None:
+        """See :class:`Session`."""
+        claim, self.claim = self.claim, None
+        if self.prompt_ids is not None and claim is not None:
+            self.world.release(claim, self.sequence()[: claim.custody.tokens])
+
+    def drop_work(self) -> None:
+        """See :class:`Session`."""
+        super().drop_work()
+        self.unshown = []
+        self.mark = None
+        if self.playout is not None:
+            if self.over:
+                self.playout.cancel()
+                self.playout = None
+            else:  # what is in hand has been decoded: it is the client's
+                self.end_playout()
+        if self.move is not None:
+            self.move.cancel()
+            self.move = None
+        if self.segment is not None:
+            self.segment.close()
+            self.segment = None
+
+    # -- tokens -----------------------------------------------------------------------------------------------------
+
+    def segment_tokens(self, segment: Segment, ids: list[int], choice: Choice) -> None:
+        """An engine brought tokens."""
+        now = self.world.now()
+        first = segment.produced == 0
+        segment.account(len(ids), now)
+        if segment is not self.segment:
+            if self.move is not None:
+                self.move.challenger_tokens(segment, ids, choice)
+            return
+        if self.move is not None and self.move.keeps(ids, choice):
+            return
+        if first and not self._opened(segment, choice):
+            return
+        if self._take(ids, choice.words(), choice.finish_reason, choice.stop_reason, now):
+            self._ended(segment.instance)
+        elif self.move is not None:
+            self.move.source_token()
+
+    def _opened(self, segment: Segment, choice: Choice) -> bool:
+        """The first token of an engine: tell the controller where the request decodes now."""
+        self.claim_used()
+        index = segment.instance.index
+        if self.stage == "prefilling":
+            self._prefill_over()
+            if choice.parsed() or (choice.delta is not None and choice.delta.content is None):
+                self.world.demote(self, segment.instance)
+                return False
+            if not self._learn_prompt(segment.prompt_ids):
+                return False
+            self.stage = "decoding"
+            load = segment.instance.load()
+            self.world.tell(PrefillDone(self.request, index, load, prompt_tokens=self.prompt_tokens))
+        else:
+            self.stage = "decoding"
+            self.world.tell(DecodeStarted(self.request, index, segment.instance.load()))
+        return True
+
+    def _learn_prompt(self, ids: list[int] | None) -> bool:
+        """Note the prompt as the engine rendered it. False if the request had to end over it."""
+        if self.prompt_ids is None:
+            if ids is None:
+                message = "the model server does not return token ids"
+                self.fail(502, message, "InternalServerError")
+                return False
+            self.prompt_ids = ids
+            self.prompt_tokens = len(ids)
+            self.out.prompt_ids = ids
+            self.world.learn_chars(self.intake.prompt_chars, len(ids))
+            wanted = self.intake.max_tokens
+            if wanted is not None and len(ids) + wanted > self.world.max_model_len:
+                self.fail(400, too_long(self.world.max_model_len, len(ids), wanted), "BadRequestError")
+                return False
+        return True
+
+    def _take(self, ids: list[int], text: str, finish: str | None, stop_reason: int | str | None, now_s: float) -> bool:
+        """Hand tokens to the client. True: the answer has ended.
+
+        Tokens without text wait for it, so that what the client has always ends with a whole character: wherever the
+        request goes on, the next engine decodes that character again from its start, and its text is not lost.
+        """
+        if not text and finish is None:
+            self.unshown += ids
+            return False
+        if self.unshown:
+            ids, self.unshown = self.unshown + ids, []
+        self.out_ids += ids
+        if self.playout is not None:
+            if finish is None:
+                shown, self.mark = self.mark, None
+                self.playout.push(ids, text, shown)
+                return False
+            self.end_playout()
+            if self.over:  # a stop string was among the tokens in hand
+                return False
+        return self._show(ids, text, finish, stop_reason, now_s)
+
+    def _show(self, ids: list[int], text: str, finish: str | None, stop_reason: int | str | None, now_s: float) -> bool:
+        """The same, without delay."""
+        if self.mark is not None:
+            shown, self.mark = self.mark, None
+            shown(now_s - self.last_s)
+        if self.first_s < 0.0:
+            self.first_byte(now_s)
+        else:
+            self.world.metrics.gap(now_s - self.last_s, len(ids))
+        self.last_s = now_s
+        return self.out.tokens(ids, text, finish, stop_reason)
+
+    def start_playout(self, pace_s: float, want_s: float) -> None:
+        """Begin to gather a few tokens, to have some in hand when the engine changes."""
+        self.end_playout()
+        last_s = self.last_s + self.world.start_s
+        self.playout = Playout(pace_s, want_s, last_s, self._play, self._played_out)
+
+    def end_playout(self) -> None:
+        """Show what is in hand."""
+        playout, self.playout = self.playout, None
+        if playout is not None:
+            playout.flush()
+
+    def _play(self, ids: list[int], text: str) -> None:
+        if not self.over and self._show(ids, text, None, None, self.world.now()):
+            self._ended(self.segment.instance if self.segment is not None else self.world.instances[self.where])
+
+    def _played_out(self) -> None:
+        self.playout = None
+
+    def show_held(self, held: list[tuple[list[int], Choice]]) -> None:
+        """A move was rolled back: the client gets what the source decoded meanwhile."""
+        now = self.world.now()
+        for ids, choice in held:
+            if self._take(ids, choice.words(), choice.finish_reason, choice.stop_reason, now):
+                if self.segment is not None:
+                    self._ended(self.segment.instance)
+                return
+
+    def take_over(self, segment: Segment) -> None:
+        """From here on ``segment`` is the one that counts."""
+        if self.segment is not None:
+            self.segment.close()
+        self.segment = segment
+        self.where = segment.instance.index
+
+    def _ended(self, instance: Instance) -> None:
+        if self.move is not None:
+            self.move.source_finished()
+        self.finish(instance)
+
+    def segment_failed(self, segment: Segment, error: EngineError) -> None:
+        """An engine's stream broke."""
+        if segment is self.segment:
+            self.segment = None
+            self.engine_failed(segment.instance, error)
+        elif self.move is not None:
+            self.move.challenger_failed(segment, error)
+
+
+def too_long(limit: int, prompt: int, wanted: int) -> str:
+    """What a client is told whose request cannot fit."""
+    return (
+        f"This model's maximum context length is {limit} tokens, but the prompt has {prompt} and {wanted} were asked "
+        f"for. Shorten the prompt or lower max_tokens."
+    )
