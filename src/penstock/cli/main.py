@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from penstock.cli import catalogue, compare, goodput, replay, simulate, trace
+from penstock.cli import bench, catalogue, compare, ctl, goodput, profile, replay, serve, simulate, trace
 from penstock.core.errors import PenstockError
 
 INTERRUPTED = 130
@@ -61,9 +61,11 @@ def penstock_command(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show version and form, and exit.")
     ] = False,
 ) -> None:
-    """Plan, simulate and replay prefill/decode-disaggregated LLM serving.
+    """Simulate, serve, measure and replay prefill/decode-disaggregated LLM serving.
 
     Try: penstock simulate --synthetic azure-conv --rate 12 --policy least-kv
+
+    or: penstock serve --engine emulated --model llama-3.1-8b --hardware h100
     """
 
 
@@ -72,6 +74,10 @@ app.command("compare", short_help="Several policies on the same requests, all co
 app.command("goodput", short_help="Highest request rate that still meets the SLO.")(goodput.goodput)
 app.add_typer(trace.app, name="trace", short_help="Describe, make and convert traces.")
 app.command("replay", short_help="Replay a recorded event log, or try another policy on it.")(replay.replay)
+app.command("bench", short_help="Replay a trace against a running server.")(bench.bench)
+app.command("profile", short_help="Measure a running engine and fit its step model.")(profile.profile)
+app.command("serve", short_help="Gateway over vLLM servers: place and move live requests.")(serve.serve)
+app.add_typer(ctl.app, name="ctl", short_help="Look at a running gateway and order it about.")
 app.command("models", short_help="List the built-in models.")(catalogue.models)
 app.command("hardware", short_help="List the built-in accelerators.")(catalogue.hardware)
 app.command("policies", short_help="List the policies and their options.")(catalogue.policies)

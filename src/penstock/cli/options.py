@@ -1,6 +1,7 @@
 """The options that simulate, compare and goodput share, read into a Setup.
 
 ``takes_setup`` gives a command all of them: the command's own parameters come first, and it receives one ``setup``.
+``takes_traffic`` gives it those of the workload and of the SLO only, for commands that have a real cluster.
 Nothing heavy is imported before a command runs, so that ``--help`` stays fast.
 """
 
@@ -117,6 +118,9 @@ def setup_options(
     link_bandwidth: Annotated[
         float | None, _option(CLUSTER, "--link-bandwidth", help="GB/s of each instance's link, one way.")
     ] = None,
+    link_latency: Annotated[
+        str | None, _option(CLUSTER, "--link-latency", help="Of a transfer, before its first byte.", metavar="TIME")
+    ] = None,
     handshake: Annotated[
         str, _option(CLUSTER, "--handshake", help="First contact of two instances (NIXL: 0.1-0.4 s).", metavar="TIME")
     ] = "0s",
@@ -188,6 +192,7 @@ def setup_options(
             kv_blocks=kv_blocks,
             link=link,
             link_bytes_per_s=None if link_bandwidth is None else link_bandwidth * 1e9,
+            link_latency_s=None if link_latency is None else parse.duration(link_latency, "--link-latency"),
             handshake_s=parse.duration(handshake, "--handshake"),
             migration_level=_level(migration_level),
             profile=profile,
@@ -229,8 +234,21 @@ def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
 
 def takes_setup(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command whose first parameter is ``setup`` all the shared options instead of it."""
+    return _given(command, _parameters(setup_options))
+
+
+def takes_traffic(command: Callable[..., None]) -> Callable[..., None]:
+    """The same with the options of the workload and of the SLO; the rest of the setup holds its defaults."""
+    panels = (WORKLOAD, SLO)
+    return _given(command, [p for p in _parameters(setup_options) if _panel(p) in panels])
+
+
+def _panel(parameter: inspect.Parameter) -> str:
+    return str(parameter.annotation.__metadata__[0].rich_help_panel)
+
+
+def _given(command: Callable[..., None], shared: list[inspect.Parameter]) -> Callable[..., None]:
     own = _parameters(command)[1:]
-    shared = _parameters(setup_options)
     names = {parameter.name for parameter in shared}
 
     @functools.wraps(command)

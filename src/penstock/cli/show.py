@@ -80,6 +80,36 @@ class Show:
         finally:
             bar.stop()
 
+    @contextmanager
+    def phases(self, what: str) -> Iterator[Callable[[int, str], None]]:
+        """Show how several things get on; yields ``say(index, phase)``, index -1 for all of them together."""
+        found: dict[int, str] = {}
+        start = time.monotonic()
+        live = self.err.is_terminal and not self.err.quiet
+        status = self.err.status(what) if live else None
+        if status is not None:
+            status.start()
+
+        def say(index: int, phase: str) -> None:
+            if found.get(index) == phase:
+                return
+            found[index] = phase
+            took = time.monotonic() - start
+            if status is not None:
+                if index < 0:
+                    found.clear()
+                    found[index] = phase
+                line = ", ".join(f"{i}: {p}" if i >= 0 else p for i, p in sorted(found.items()))
+                status.update(f"{what} ({line})")
+            else:
+                self.note(f"{took:5.1f} s  {'' if index < 0 else f'engine {index}: '}{phase}")
+
+        try:
+            yield say
+        finally:
+            if status is not None:
+                status.stop()
+
 
 def check_writable(*paths: str | None) -> None:
     """Raise PenstockError for the first path that no file can be written to, before a long run rather than after."""

@@ -76,17 +76,24 @@ def render(
     single = {name: known[name] if name in known else summarize(result, slo) for name, result in runs.items()}
     rows: dict[str, Metrics] = given or dict(single)
     pairs = list(runs.items())
+    inside = {name: result for name, result in pairs if len(result.instances.role)}
     sections = [
         _card("Latency", "Share of requests (for ITL: of gaps) within a duration, log scale. Dotted: targets.",
               _figure(figures.latency_cdfs(pairs, slo), "Cumulative distributions of TTFT, TPOT, ITL and E2E")),
         _card("SLO attainment over time", "By time of arrival; rejected and unfinished are misses. Dotted: 90%.",
               _figure(figures.attainment_over_time(pairs, slo), "Share of requests that met the SLO over time")),
-        _card("Resident tokens", "KV tokens each instance holds. Thin links: migrations, from source (open) to target.",
-              _columns({n: _figure(figures.resident_tokens(r), f"Resident tokens over time, {n}") for n, r in pairs})),
-        _card("Instances", "Share of the time spent in steps, and the most KV in use at once.",
-              _columns({n: _figure(figures.utilisation(m), f"Busy share, peak KV, {n}") for n, m in single.items()})),
     ]  # fmt: skip
-    return PAGE.format(
+    if inside:
+        sections += [
+            _card("Resident tokens",
+                  "KV tokens each instance holds. Thin links: migrations, from source (open) to target.",
+                  _columns({n: _figure(figures.resident_tokens(r), f"Resident tokens over time, {n}")
+                            for n, r in inside.items()})),
+            _card("Instances", "Share of the time spent in steps, and the most KV in use at once.",
+                  _columns({n: _figure(figures.utilisation(single[n]), f"Busy share, peak KV, {n}") for n in inside})),
+        ]  # fmt: skip
+    page = PAGE if inside else PAGE.replace("per simulated second", "per second")
+    return page.format(
         title=escape(title),
         style=STYLE,
         conclusion=escape(conclusion if conclusion is not None else compare(single)),
@@ -154,7 +161,10 @@ def _facts(pairs: list[tuple[str, SimResult]], slo: Slos) -> str:
     trace = pairs[0][1].trace
     rates = dict.fromkeys(f"{result.trace.rate_rps:.3g}" for _, result in pairs)
     facts = [f"{trace.source or 'trace'}: {len(trace):,} requests at {' / '.join(rates)}/s"]
-    facts.append("or ".join(dict.fromkeys(f"{len(result.instances.role)} instances " for _, result in pairs)).strip())
+    sizes = [len(result.instances.role) for _, result in pairs]
+    facts.append(
+        "or ".join(dict.fromkeys(f"{n} instances " if n else "measured at the client " for n in sizes)).strip()
+    )
     for name in trace.class_names:
         s = slo[name] if isinstance(slo, Mapping) else slo
         wants = [f"{k} ≤ {seconds(x)}" for k, x in (("TTFT", s.ttft_s), ("TPOT", s.tpot_s)) if x != float("inf")]

@@ -89,6 +89,10 @@ def summarize(result: SimResult, slo: Slos) -> RunMetrics:
     slo : Slo or mapping of class name to Slo
         Targets to judge by; need not be those the policy was given.
 
+    Notes
+    -----
+    A result without instances was measured from outside: what only the inside can count is None.
+
     Raises
     ------
     PenstockError
@@ -96,6 +100,7 @@ def summarize(result: SimResult, slo: Slos) -> RunMetrics:
     """
     trace, r, v = result.trace, result.requests, Verdicts(result, slo)
     n, span = len(trace), result.simulated_s
+    inside = len(result.instances.role) > 0
     started = np.isfinite(r.first_token_s)
     gone = v.finished & ~v.met
     return RunMetrics(
@@ -120,17 +125,17 @@ def summarize(result: SimResult, slo: Slos) -> RunMetrics:
         queueing_s=spread(r.prefill_start_s - trace.arrival_s),
         decode_wait_s=spread(r.decode_start_s - r.first_token_s),
         migration_pause_s=spread(result.migrations.pause_s),
-        preemptions=int(r.preemptions.sum()),
-        migrations=len(result.migrations.request),
-        migrated_tokens=int(result.migrations.tokens.sum()),
-        failed_migrations=dict(result.failed_migrations),
-        leases_expired=result.leases_expired,
-        flips=len(result.flips.instance),
+        preemptions=int(r.preemptions.sum()) if inside else None,
+        migrations=len(result.migrations.request) if inside else None,
+        migrated_tokens=int(result.migrations.tokens.sum()) if inside else None,
+        failed_migrations=dict(result.failed_migrations) if inside else None,
+        leases_expired=result.leases_expired if inside else None,
+        flips=len(result.flips.instance) if inside else None,
         reject_reasons=dict(result.reject_reasons),
         resident_cv=_imbalance(result),
         simulated_seconds=span,
         wall_seconds=result.wall_s,
-        events=result.events,
+        events=result.events if inside else None,
         misses=Misses(
             ttft=_count(gone & ~v.ttft_met & v.tpot_met),
             tpot=_count(gone & v.ttft_met & ~v.tpot_met),

@@ -1,6 +1,7 @@
 """The object that ``--json FILE`` holds, field by field (prose: ``docs/results-json.md``).
 
-A figure without a sample is None (``null``), never NaN, so that the JSON is valid everywhere.
+A figure without a sample is None (``null``), never NaN, so that the JSON is valid everywhere. A run that was measured
+from outside (``penstock bench``) has no instances, and None for what only the inside can count.
 """
 
 from __future__ import annotations
@@ -119,16 +120,16 @@ class RunMetrics(msgspec.Struct, frozen=True):
     """Decode start minus first token: KV transfer and waiting for a place in the batch."""
     migration_pause_s: Spread
     """Gap between two tokens around a migration, as the client sees it."""
-    preemptions: int
-    migrations: int
+    preemptions: int | None
+    migrations: int | None
     """Completed migrations."""
-    migrated_tokens: int
+    migrated_tokens: int | None
     """KV tokens moved by completed migrations."""
-    failed_migrations: dict[str, int]
+    failed_migrations: dict[str, int] | None
     """Count by reason."""
-    leases_expired: int
+    leases_expired: int | None
     """Claims on pinned KV that ran out before their target had room: the KV was computed again."""
-    flips: int
+    flips: int | None
     """Role changes."""
     reject_reasons: dict[str, int]
     """Count by reason."""
@@ -136,8 +137,9 @@ class RunMetrics(msgspec.Struct, frozen=True):
     """Imbalance: standard deviation over mean of resident KV tokens across the instances that decode (role decode or
     mixed), averaged over the timeline samples with at least two of them and any token; 0 is perfect balance."""
     simulated_seconds: float
+    """Span of virtual time; of a measured run, from the first arrival to the last answer."""
     wall_seconds: float
-    events: int
+    events: int | None
     """Events the simulator processed."""
     misses: Misses
     classes: dict[str, ClassMetrics]

@@ -51,21 +51,24 @@ class GoodputRow(msgspec.Struct, frozen=True):
 
 
 def run_table(run: RunMetrics) -> RenderableType:
-    """One run: a sentence, latencies, SLO classes, and what every instance did."""
-    parts: list[RenderableType] = [_head(run), _latency_table(run), _class_table(run), _instance_table(run)]
+    """One run: a sentence, latencies, SLO classes, and what every instance did (where that was seen)."""
+    parts: list[RenderableType] = [_head(run), _latency_table(run), _class_table(run)]
+    if run.instances:
+        parts.append(_instance_table(run))
     counts = [("throughput", f"{number(run.throughput_rps)} req/s"), ("goodput", f"{number(run.goodput_rps)} req/s")]
-    counts += [("output", f"{number(run.output_tokens_per_s)} tok/s"), ("preemptions", number(run.preemptions))]
-    counts += [("migrations", f"{number(run.migrations)} ({amount(run.migrated_tokens)} tokens)")]
-    counts += [("flips", number(run.flips))]
+    counts += [("output", f"{number(run.output_tokens_per_s)} tok/s")]
+    if run.preemptions is not None:
+        counts += [("preemptions", number(run.preemptions))]
+    if run.migrations is not None:
+        counts += [("migrations", f"{number(run.migrations)} ({amount(run.migrated_tokens or 0)} tokens)")]
+    if run.flips is not None:
+        counts += [("flips", number(run.flips))]
     if run.resident_cv is not None:
         counts.append(("imbalance", number(run.resident_cv)))
     counts += [(f"rejected: {reason}", number(n)) for reason, n in run.reject_reasons.items()]
-    counts += [(f"migration failed: {reason}", number(n)) for reason, n in run.failed_migrations.items()]
+    counts += [(f"migration failed: {reason}", number(n)) for reason, n in (run.failed_migrations or {}).items()]
     line = Text("  ").join([Text.assemble((f"{name} ", "dim"), value) for name, value in counts])
-    foot = Text(
-        f"{seconds(run.simulated_seconds)} simulated in {seconds(run.wall_seconds)}, {run.events:,} events", style="dim"
-    )
-    return Group(*parts, line, foot)
+    return Group(*parts, line, Text(_took(run), style="dim"))
 
 
 def comparison_table(
@@ -152,13 +155,20 @@ def _head(run: RunMetrics) -> Text:
     return Text(conclude(run), style="bold " + ("green" if run.attainment >= GOAL else "red"))
 
 
+def _took(run: RunMetrics) -> str:
+    if run.events is None:
+        return f"measured over {seconds(run.simulated_seconds)}"
+    return f"{seconds(run.simulated_seconds)} simulated in {seconds(run.wall_seconds)}, {run.events:,} events"
+
+
 def _latency_table(run: RunMetrics) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("Latency")
     for title in ("mean", "p50", "p90", "p95", "p99", "max"):
         table.add_column(title, justify="right")
     rows = {"TTFT": run.ttft_s, "TPOT": run.tpot_s, "ITL": run.itl_s, "E2E": run.e2e_s}
-    rows |= {"Queueing": run.queueing_s, "Decode wait": run.decode_wait_s}
+    if run.instances:
+        rows |= {"Queueing": run.queueing_s, "Decode wait": run.decode_wait_s}
     if run.migrations:
         rows["Migration pause"] = run.migration_pause_s
     for name, spread in rows.items():

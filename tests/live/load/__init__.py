@@ -1,0 +1,1 @@
+"""The load generator and the profiler, against a scripted server and emulated engines."""
