@@ -46,7 +46,8 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("level", LEVELS, ids=["replay", "reprompt"])
 def test_cuts_at_every_offset_of_a_block_in_both_directions(level: MigrationLevel) -> None:
-    """32 streams whose prompts differ in length by one token: whatever step a cut falls on, every offset is met."""
+    """Streams whose prompts differ in length by one token, until every offset has been met: the clock decides where
+    a cut falls."""
 
     async def work() -> None:
         async with bench(engine=quick(0.004), roles=PDD) as b:
@@ -70,7 +71,10 @@ def test_cuts_at_every_offset_of_a_block_in_both_directions(level: MigrationLeve
                         ways.add((source, target))
                 await checked(b, stream, prompt, 120)
 
-            await asyncio.gather(*(one(40 + i) for i in range(2 * BLOCK)))
+            for _ in range(10):
+                await asyncio.gather(*(one(40 + i) for i in range(2 * BLOCK)))
+                if set(cuts) == set(range(BLOCK)):
+                    break
             assert set(cuts) == set(range(BLOCK)), sorted(cuts)
             assert ways == {(1, 2), (2, 1)}
             done = sum(n for (_, _, outcome), n in b.world.metrics.migrations.items() if outcome == "done")

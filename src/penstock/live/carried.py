@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from penstock.core.events import DecodeStarted, PrefillDone
 from penstock.core.types import Slo
-from penstock.live.claims import Claim, ClaimRefused, is_claim
+from penstock.live.claims import ClaimRefused
 from penstock.live.instance import Instance
 from penstock.live.intake import COMPLETION_PATH, Intake
 from penstock.live.output import ClientOutput
 from penstock.live.playout import Playout, Shown
 from penstock.live.segment import EngineError, Segment, ask
 from penstock.live.session import Session
-from penstock.live.wire import HANDOVER, Choice, Chunk, prompt_ids_of
+from penstock.live.wire import HANDOVER, Choice, prompt_ids_of
 
 if TYPE_CHECKING:
     from penstock.live.moves import Move
@@ -50,19 +49,12 @@ class CarriedSession(Session):
         wanted = self.intake.max_tokens
         return room if wanted is None else min(wanted, room)
 
-    def sequence(self, upto: int | None = None) -> list[int]:
-        """Prompt and the first ``upto`` output tokens (all by default)."""
+    def sequence(self) -> list[int]:
+        """Prompt and output so far."""
         assert self.prompt_ids is not None
-        return self.prompt_ids + (self.out_ids if upto is None else self.out_ids[:upto])
+        return self.prompt_ids + self.out_ids
 
     # -- starting work ----------------------------------------------------------------------------------------------
-
-    def prefill(self, instance: Instance) -> None:
-        """See :class:`Session`."""
-        self._start_task(instance, "prefilling")
-        self.release_claim()  # of an earlier attempt
-        self._prefill_began(instance)
-        self.task = asyncio.create_task(self._prefill(instance))
 
     async def _prefill(self, instance: Instance) -> None:
         if self.prompt_ids is None or (not self.out_ids and self.intake.prompt_ids is None):
@@ -83,7 +75,7 @@ class CarriedSession(Session):
         choice = answer.choices[0]
         rendered = prompt_ids_of(answer)
         # First of all, so that the KV is freed whatever becomes of the request.
-        self._keep_claim(instance, answer, len(self.prompt_ids or rendered or ()) + self.generated)
+        self.keep_claim(answer.kv_transfer_params, instance, len(self.prompt_ids or rendered or ()) + self.generated)
         if not self._learn_prompt(rendered):
             return
         ids = choice.token_ids or []
@@ -102,16 +94,9 @@ class CarriedSession(Session):
         done = PrefillDone(self.request, instance.index, instance.load(), prompt_tokens=self.prompt_tokens)
         self.world.tell(done)
 
-    def _keep_claim(self, instance: Instance, answer: Chunk, tokens: int) -> None:
-        params = answer.kv_transfer_params
-        if is_claim(params) and params is not None:
-            block, now = instance.abilities.block_size, self.world.now()
-            self.claim = Claim(self.request, instance.index, tokens, params, block, now, self.world.lease_s)
-            self.world.claims.put(self.claim)
-
     def decode(self, instance: Instance) -> None:
         """See :class:`Session`."""
-        self._start_task(instance, "waiting for KV")
+        self._work_at(instance, "waiting for KV")
         self.open_segment(instance, self._redeem(instance, self.sequence()))
 
     def _redeem(self, instance: Instance, sequence: list[int]) -> dict[str, object] | None:
@@ -130,7 +115,7 @@ class CarriedSession(Session):
 
     def serve(self, instance: Instance) -> None:
         """See :class:`Session`."""
-        self._start_task(instance, "prefilling")
+        self._work_at(instance, "prefilling")
         self._prefill_began(instance)
         if self.prompt_ids is not None:
             self.open_segment(instance, None)

@@ -153,22 +153,21 @@ async def answers(client: HttpClient, url: str, timeout_s: float) -> bool:
 
 async def generates(client: HttpClient, instance: Instance, timeout_s: float, headers: dict[str, str]) -> bool:
     """Does it bring one token in time?"""
-    body = encode({"model": instance.abilities.model, "prompt": [1], "max_tokens": 1})
-    try:
-        answer = await client.fetch(instance.url, "POST", COMPLETION_PATH, body, headers, timeout_s)
-        return answer.status == 200
-    except HttpFault:
-        return False
+    return await _status_of_a_token(client, instance, timeout_s, headers) == 200
 
 
 async def refuses(client: HttpClient, instance: Instance, timeout_s: float, headers: dict[str, str]) -> bool:
     """Does it answer a harmless request with an error? A slow one does not count: it may be at work."""
+    return await _status_of_a_token(client, instance, timeout_s, headers) >= 500
+
+
+async def _status_of_a_token(client: HttpClient, instance: Instance, timeout_s: float, headers: dict[str, str]) -> int:
+    """The HTTP status with which it answers a request of one token; 0 where it does not answer in time."""
     body = encode({"model": instance.abilities.model, "prompt": [1], "max_tokens": 1})
     try:
-        answer = await client.fetch(instance.url, "POST", COMPLETION_PATH, body, headers, timeout_s)
+        return (await client.fetch(instance.url, "POST", COMPLETION_PATH, body, headers, timeout_s)).status
     except HttpFault:
-        return False
-    return answer.status >= 500
+        return 0
 
 
 class _Card(msgspec.Struct):

@@ -60,9 +60,6 @@ class Instance:
         self.itl_s = 0.0
         self.takeover_s = 0.0
         self.heard_s = 0.0
-        self.busy_since_s = 0.0
-        self.foreign_tokens = 0
-        self.preemptions = 0.0
         self.down_reason = ""
 
     @property
@@ -74,14 +71,13 @@ class Instance:
         """Its account as the controller reads it."""
         block = self.abilities.block_size
         # Each decode holds a partly filled block: half of one on average.
-        used = (self.tokens + self.foreign_tokens) // block + (self.streams + 1) // 2
+        used = self.tokens // block + (self.streams + 1) // 2
         step_s = self.itl_s if self.streams else 0.0
         return Load(self.streams, self.prefills, self.tokens, max(self.abilities.blocks - used, 0), step_s)
 
     def joined(self, tokens: int, now_s: float) -> None:
         """A decode of ``tokens`` tokens begins to stream."""
         if self.streams == 0:
-            self.busy_since_s = now_s
             self.heard_s = now_s
         self.streams += 1
         self.tokens += tokens
@@ -107,4 +103,3 @@ class Instance:
     def forget(self) -> None:
         """It went down: nothing is on it any more."""
         self.itl_s = 0.0
-        self.foreign_tokens = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import msgspec
 
 from penstock.core.events import DecodeStarted, PrefillDone
 from penstock.core.types import Slo
-from penstock.live.claims import Claim, ClaimRefused, is_claim
+from penstock.live.claims import ClaimRefused
 from penstock.live.http.messages import Call, Head, HttpFault
 from penstock.live.instance import Instance
 from penstock.live.intake import Intake
@@ -47,13 +46,6 @@ class RelayedSession(Session):
         """Only before the client has seen anything: another engine would not say the same."""
         return self.chunks == 0 and not self.out.line_started()
 
-    def prefill(self, instance: Instance) -> None:
-        """See :class:`Session`."""
-        self._start_task(instance, "prefilling")
-        self.release_claim()  # of an earlier attempt
-        self._prefill_began(instance)
-        self.task = asyncio.create_task(self._prefill(instance))
-
     async def _prefill(self, instance: Instance) -> None:
         body = self.intake.prefill_body()
         try:
@@ -67,18 +59,13 @@ class RelayedSession(Session):
         self._prefill_over()
         ids = prompt_ids_of(answer) or []
         self.prompt_tokens = len(ids) or self.prompt_tokens
-        params = answer.kv_transfer_params
-        if is_claim(params) and params is not None:
-            block = instance.abilities.block_size
-            now = self.world.now()
-            self.claim = Claim(self.request, instance.index, len(ids), params, block, now, self.world.lease_s)
-            self.world.claims.put(self.claim)
+        if self.keep_claim(answer.kv_transfer_params, instance, len(ids)):
             self._claimed_ids = ids
         self.world.tell(PrefillDone(self.request, instance.index, instance.load(), prompt_tokens=self.prompt_tokens))
 
     def decode(self, instance: Instance) -> None:
         """See :class:`Session`."""
-        self._start_task(instance, "waiting for KV")
+        self._work_at(instance, "waiting for KV")
         body = dict(self.intake.native_body())
         if self.claim is not None and self.claim.custody.owner == instance.index:
             self.release_claim()  # its prefix cache has the KV
@@ -91,7 +78,7 @@ class RelayedSession(Session):
 
     def serve(self, instance: Instance) -> None:
         """See :class:`Session`."""
-        self._start_task(instance, "prefilling")
+        self._work_at(instance, "prefilling")
         self._prefill_began(instance)
         self._open(instance, self.intake.native_body())
 

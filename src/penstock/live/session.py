@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from penstock.core.events import Aborted, Finished
 from penstock.core.types import Slo
-from penstock.live.claims import Claim
+from penstock.live.claims import Claim, is_claim
 from penstock.live.instance import Instance
 from penstock.live.intake import Intake
 from penstock.live.output import ClientOutput
 from penstock.live.segment import EngineError
+from penstock.live.wire import Json
 
 if TYPE_CHECKING:
     from penstock.live.world import LiveWorld
@@ -59,8 +60,8 @@ class Session:
         """Output tokens that the client has."""
         raise NotImplementedError
 
-    def prefill(self, instance: Instance) -> None:
-        """Compute the KV of prompt and output so far on ``instance``, and one token."""
+    async def _prefill(self, instance: Instance) -> None:
+        """See :meth:`prefill`."""
         raise NotImplementedError
 
     def decode(self, instance: Instance) -> None:
@@ -89,11 +90,28 @@ class Session:
 
     # -- common -----------------------------------------------------------------------------------------------------
 
+    def prefill(self, instance: Instance) -> None:
+        """Compute the KV of prompt and output so far on ``instance``, and one token."""
+        self._work_at(instance, "prefilling")
+        self.release_claim()  # of an earlier attempt
+        self._prefill_began(instance)
+        self.task = asyncio.create_task(self._prefill(instance))
+
+    def keep_claim(self, params: Json | None, instance: Instance, tokens: int) -> bool:
+        """Take custody of the KV of ``tokens`` tokens that ``instance`` has pinned; False if it pinned nothing."""
+        if params is None or not is_claim(params):
+            return False
+        block = instance.abilities.block_size
+        now = self.world.now()
+        self.claim = Claim(self.request, instance.index, tokens, params, block, now, self.world.lease_s)
+        self.world.claims.put(self.claim)
+        return True
+
     def headers(self) -> dict[str, str]:
         """Headers of calls to engines: the same id everywhere, so that logs can be joined."""
         return {"x-request-id": self.name, **self.world.engine_headers}
 
-    def _start_task(self, instance: Instance, stage: str) -> None:
+    def _work_at(self, instance: Instance, stage: str) -> None:
         self.where = instance.index
         self.stage = stage
 

@@ -11,7 +11,7 @@ LINK_EFFICIENCY = 0.8
 
 HANDSHAKE_S = 0.2
 """Seconds of the first contact between two engines: NIXL swaps agent metadata and registers remote memory. Measured
-at 0.1 to 0.4 s (shared/vllm.md, point 8 of the live section)."""
+at 0.1 to 0.4 s (NIXL 1.5.1 between vLLM's CPU engines)."""
 
 HOST_COLLECTIVE_BPS = 16e9
 HOST_COLLECTIVE_LATENCY_S = 2e-5
@@ -24,7 +24,7 @@ NVLINK_COLLECTIVE_LATENCY_S = 1e-6
 within a factor of 1.5 (AIConfigurator's measured tables; the short-message kernels are far from the link's rate)."""
 
 _LATENCY_S = {"nvlink": 5e-6, "xgmi": 5e-6, "pcie": 1e-5, "rdma": 1.5e-5, "tcp": 1e-4, "shm": 1e-4}
-# NIXL between two CPU engines over shared memory: 1.0 to 1.45 GB/s measured (shared/vllm.md, section 2f).
+# NIXL between two CPU engines over shared memory: 1.0 to 1.45 GB/s measured (NIXL 1.5.1).
 _SHM_BPS = 1.2e9
 _TCP_BPS = 1.25e9  # 10 GbE
 

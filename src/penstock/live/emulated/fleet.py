@@ -9,6 +9,8 @@ from penstock.live.emulated.fabric import Fabric
 from penstock.live.emulated.instance import EmulatedEngine
 from penstock.live.emulated.settings import EmulatedSettings, plan
 
+ON_ITS_WAY_S = 0.05
+
 
 class EmulatedFleet:
     """``engines`` by index; each is also the handle for its faults."""
@@ -62,10 +64,16 @@ class EmulatedFleet:
         await asyncio.gather(*(e.stop() for e in self.engines))
 
     async def idle(self, timeout_s: float = 10.0) -> None:
-        """Wait until no instance has a request or pinned KV left; raises ``TimeoutError``."""
+        """Wait until no instance has a request or pinned KV left; raises ``TimeoutError``.
+
+        A request whose client has hung up may still lie unread in a socket: idle means idle twice, with a pause between
+        for whatever is on its way.
+        """
         async with asyncio.timeout(timeout_s):
-            for engine in self.engines:
-                await engine.idle()
+            for pause_s in (ON_ITS_WAY_S, 0.0):
+                for engine in self.engines:
+                    await engine.idle()
+                await asyncio.sleep(pause_s)
 
     @property
     def poisoned(self) -> int:
