@@ -47,7 +47,8 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("level", LEVELS, ids=["replay", "reprompt"])
 def test_cuts_at_every_offset_of_a_block_in_both_directions(level: MigrationLevel) -> None:
     """Streams whose prompts differ in length by one token, until every offset has been met: the clock decides where
-    a cut falls."""
+    a cut falls.
+    """
 
     async def work() -> None:
         async with bench(engine=quick(0.004), roles=PDD) as b:
