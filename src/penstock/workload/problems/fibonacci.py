@@ -1,0 +1,42 @@
+"""Fibonacci's rule in three digits from two given numbers, up to the first number that ends in two given digits.
+
+``fibonacci 12 35 to 29`` → ``210 530 740 280 921``
+"""
+
+from __future__ import annotations
+
+import random
+
+from penstock.workload.problems.digits import backwards
+
+_WIDTH = 3
+_END = 2
+_LONGEST = 700  # numbers
+
+
+def draw(source: random.Random) -> str:
+    """Numbers of up to three digits, an end of two."""
+    while True:
+        first, second = source.randrange(10**_WIDTH), source.randrange(10**_WIDTH)
+        end = source.randrange(10**_END)
+        if _numbers(first, second, end):
+            return f"fibonacci {first} {second} to {end:02d}"
+
+
+def solve(question: str) -> str:
+    """The numbers; ``ValueError`` if the end is not met."""
+    numbers, _, end = question.removeprefix("fibonacci ").partition(" to ")
+    first, second = (int(number) for number in numbers.split())
+    found = _numbers(first, second, int(end))
+    if not found or max(first, second) >= 10**_WIDTH:
+        raise ValueError(f"no number ends in {end} soon enough")
+    return " ".join(backwards(number, _WIDTH) for number in found)
+
+
+def _numbers(first: int, second: int, end: int) -> list[int]:
+    found = [first, second]
+    while len(found) < 3 or found[-1] % 10**_END != end:
+        found.append((found[-1] + found[-2]) % 10**_WIDTH)
+        if len(found) > _LONGEST:
+            return []
+    return found
