@@ -1,7 +1,7 @@
 """Train the bundled model on the problems of ``penstock.workload.problems``; a few hours on two cores.
 
-    .venv-engine/bin/python scripts/train_model.py --out build/model --hours 2
-    .venv-engine/bin/python scripts/train_model.py --out build/model --resume --hours 1
+    PYTHONPATH=src .venv-engine/bin/python scripts/train_model.py --out build/model --hours 2
+    PYTHONPATH=src .venv-engine/bin/python scripts/train_model.py --out build/model --resume --hours 1
 
 Needs torch and transformers (the environment of ``make engine-cpu`` has them). A Qwen3 of 2.9 million parameters reads
 whole solutions, short ones first: every step of a solution follows from a few characters before it, so what is learnt
@@ -13,18 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
-import sys
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from penstock.workload.problems import FAMILIES, Problem, draw
 
 END, USER, TURN = 256, 257, 258  # <|endoftext|>, <|im_start|>, <|im_end|>
@@ -153,7 +149,10 @@ def train(arguments: argparse.Namespace) -> None:
         if step % arguments.every == 0:
             spent = time.monotonic() - began
             mean = sum(recent) / len(recent)
-            print(f"{spent:7.0f} s  step {step:6d}  {seen / 1e6:7.2f} M tokens  {seen / spent:6.0f}/s  loss {mean:.5f}", flush=True)
+            print(
+                f"{spent:7.0f} s  step {step:6d}  {seen / 1e6:7.2f} M tokens  {seen / spent:6.0f}/s  loss {mean:.5f}",
+                flush=True,
+            )
             recent = []
         if time.monotonic() - saved > 600:
             torch.save(model.state_dict(), out / "last.pt")

@@ -7,6 +7,7 @@ prompt-length bin, which keeps the correlation of the two.
 
 from __future__ import annotations
 
+import random
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -17,9 +18,11 @@ import msgspec
 import numpy as np
 
 from penstock.core.errors import PenstockError
+from penstock.workload.problems import Problem, draw
 from penstock.workload.trace import F64, I64
 
 PROFILES = ("azure-conv", "azure-code", "sharegpt", "reasoning")
+PROBLEMS = "problems"
 
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?/(\d+)(?:-(\d+))?$")
 
@@ -101,6 +104,25 @@ class ReasoningLengths:
         return prompt, whole
 
 
+class ProblemLengths:
+    """Problems with written-out solutions, which the bundled model answers (:mod:`penstock.workload.problems`)."""
+
+    def problems(self, n: int, rng: np.random.Generator) -> list[Problem]:
+        """``n`` problems of random families."""
+        source = random.Random(int(rng.integers(2**63)))
+        return [draw(source) for _ in range(n)]
+
+    def sample(self, n: int, rng: np.random.Generator) -> tuple[I64, I64]:
+        """``n`` pairs, see ``Lengths``."""
+        return lengths_of(self.problems(n, rng))
+
+
+def lengths_of(problems: list[Problem]) -> tuple[I64, I64]:
+    """Prompt and output tokens of problems, int64[n] each; one character is one token of the bundled model."""
+    prompt = np.array([len(p.prompt) for p in problems], np.int64)
+    return prompt, np.array([p.output_tokens for p in problems], np.int64)
+
+
 class _ProfileFile(msgspec.Struct):
     """Layout of ``profiles/*.json``."""
 
@@ -133,7 +155,7 @@ def length_profile(name: str) -> Lengths:
     2510.13668 v2) reports for the outputs of DeepSeek-R1-Distill-Qwen-7B on ShareGPT prompts: 29.2 % below 1,000
     tokens, 17.3 % above 30,000, cut at 32,768; in between log-uniform, and most of the 17.3 % at the cap itself, as
     outputs of that length are mostly ones that ran into it. No joint distribution is published: outputs are independent
-    of prompts.
+    of prompts. ``problems`` are puzzles that the bundled model can solve, prompts included.
 
     Raises
     ------
@@ -143,8 +165,10 @@ def length_profile(name: str) -> Lengths:
     if match := _RANGE.match(name):
         low_p, high_p, low_o, high_o = match.groups()
         return UniformLengths((int(low_p), int(high_p or low_p)), (int(low_o), int(high_o or low_o)))
+    if name == PROBLEMS:
+        return ProblemLengths()
     if name not in PROFILES:
-        known = ", ".join(PROFILES)
+        known = ", ".join((*PROFILES, PROBLEMS))
         raise PenstockError(f'length profile "{name}" is unknown', f"give {known}, or lengths such as 512/128")
     text = files("penstock.workload").joinpath("profiles", f"{name}.json").read_bytes()
     file = msgspec.json.decode(text, type=_ProfileFile)

@@ -11,7 +11,15 @@ import numpy as np
 
 from penstock.core.errors import PenstockError
 from penstock.workload.arrivals import Phase, check_rate, gamma_arrivals, phased_arrivals
-from penstock.workload.lengths import PROFILES, Lengths, UniformLengths, length_profile
+from penstock.workload.lengths import (
+    PROBLEMS,
+    PROFILES,
+    Lengths,
+    ProblemLengths,
+    UniformLengths,
+    length_profile,
+    lengths_of,
+)
 from penstock.workload.trace import Trace
 
 
@@ -50,7 +58,7 @@ THREE_PHASE = Workload(
     ),
 )
 
-WORKLOADS = (*PROFILES, THREE_PHASE.name)
+WORKLOADS = (*PROFILES, PROBLEMS, THREE_PHASE.name)
 
 
 _PHASE = re.compile(r"(?P<lengths>[^@]+)@(?P<duration>[\d.]+)s?(?:x(?P<factor>[\d.]+))?$")
@@ -153,7 +161,15 @@ def synthesize(
                 break
             margin *= 2  # only bursts with a large cv get here
         parts = [(phase.lengths, count) for phase, count in zip(phases, counts, strict=True)]
-    pairs = [lengths.sample(count, length_rng) for lengths, count in parts]
+    prompts: list[str] = []
+    pairs = []
+    for lengths, count in parts:
+        if isinstance(lengths, ProblemLengths):
+            problems = lengths.problems(count, length_rng)
+            prompts += [problem.prompt for problem in problems]
+            pairs.append(lengths_of(problems))
+        else:
+            pairs.append(lengths.sample(count, length_rng))
     end = len(arrival_s) if n is None else min(n, len(arrival_s))
     if end == 0:
         raise PenstockError(f'no request of "{load.name}" arrives in that time', "give a longer time or a higher rate")
@@ -163,6 +179,8 @@ def synthesize(
         prompt_tokens=np.concatenate([prompt for prompt, _ in pairs])[:end],
         output_tokens=np.concatenate([output for _, output in pairs])[:end],
         slo_class=np.zeros(end, np.int16),
+        # Of some phases only would be of no use: whoever sends prompts needs them all.
+        prompts=tuple(prompts[:end]) if len(prompts) == sum(count for _, count in parts) else None,
         source=source,
     )
     return trace if classes is None else with_classes(trace, classes, class_rng)

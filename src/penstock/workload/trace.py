@@ -51,6 +51,8 @@ class Trace:
         Index into ``class_names``.
     prefixes : PrefixHashes or None
         Where the source has prefix hashes.
+    prompts : tuple of str, or None
+        The prompts' texts, where the source has them.
     source : str
         Where it came from: a path, or a synthetic description.
     notes : tuple of str
@@ -63,6 +65,7 @@ class Trace:
     slo_class: NDArray[np.int16]
     class_names: tuple[str, ...] = ("default",)
     prefixes: PrefixHashes | None = None
+    prompts: tuple[str, ...] | None = None
     source: str = ""
     notes: tuple[str, ...] = field(default=())
 
@@ -70,6 +73,8 @@ class Trace:
         n = len(self.arrival_s)
         if not (len(self.prompt_tokens) == len(self.output_tokens) == len(self.slo_class) == n):
             raise ValueError("trace columns differ in length")
+        if self.prompts is not None and len(self.prompts) != n:
+            raise ValueError("not every request has a prompt")
         if n == 0:
             raise PenstockError(f"trace {self.source or '(synthetic)'} holds no request", "give a trace with rows")
         if self.prompt_tokens.min() < 1 or self.output_tokens.min() < 1:
@@ -113,6 +118,7 @@ class Trace:
             output_tokens=self.output_tokens[rows],
             slo_class=self.slo_class[rows],
             prefixes=self.prefixes.take(rows) if self.prefixes is not None else None,
+            prompts=tuple(self.prompts[row] for row in rows.tolist()) if self.prompts is not None else None,
         )
 
     def head(self, n: int) -> Trace:

@@ -96,7 +96,7 @@ async def replay(plan: Plan, progress: Callable[[int, int], None] | None = None)
 
         def bodies(some: Trace, more_salt: int) -> Bodies:
             prompts = Prompts(some, plan.vocab, plan.seed, salt ^ more_salt)
-            return Bodies(plan.at, dialect, wishes, some, prompts, plan.slos)
+            return Bodies(plan.at, dialect, wishes, some, prompts, plan.slos, served.max_model_len)
 
         if plan.warm_up > 0:
             some = trace.head(plan.warm_up)

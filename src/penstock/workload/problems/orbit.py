@@ -20,7 +20,7 @@ def draw(source: random.Random) -> str:
 def solve(question: str) -> str:
     """The letters met; ``ValueError`` if the table is not a permutation."""
     table, _, start = question.removeprefix("orbit ").partition(" from ")
-    arrows = dict((pair[0], pair[1]) for pair in table.split() if len(pair) == 2)
+    arrows = {pair[0]: pair[1] for pair in table.split() if len(pair) == 2}
     if start not in arrows or set(arrows) != set(arrows.values()):
         raise ValueError("the table is not a permutation, or the start is not in it")
     met = [start]

@@ -19,7 +19,11 @@ def draw(source: random.Random) -> str:
 def solve(question: str) -> str:
     """Every state of the list; ``ValueError`` if it is not 2 to 14 different letters."""
     letters = list(question.removeprefix("sort "))
-    if not 2 <= len(letters) <= _WIDTH or len(set(letters)) < len(letters) or not set(letters) <= set(string.ascii_lowercase):
+    if (
+        not 2 <= len(letters) <= _WIDTH
+        or len(set(letters)) < len(letters)
+        or not set(letters) <= set(string.ascii_lowercase)
+    ):
         raise ValueError("a list is 2 to 14 different letters")
     size, at = len(letters), 1
     states = [_state(letters, at)]
