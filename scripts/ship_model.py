@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--ship", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    torch.set_flush_denormal(True)  # sharp attention is full of numbers too small to matter, and slow to compute with
     model = Qwen3ForCausalLM(config())
     weights = torch.load(arguments.checkpoint)
     rounded = {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os.path
 import random
+import re
 
 import msgspec
 import numpy as np
@@ -25,7 +27,14 @@ seeds = st.integers(0, 2**40)
 
 def numbers(solution: str) -> list[int]:
     """Numbers written last digit first."""
-    return [int(word[::-1]) for word in solution.split()]
+    return [int(word[::-1]) for word in re.split("[ ,;]", solution)]
+
+
+def check_marks(solution: str, wanted: str) -> None:
+    """After each number of a search: how many of its last digits agree with the wanted ones, last digit first."""
+    for number, mark in re.findall(r"(\d+)([ ,;])", solution):
+        agree = os.path.commonprefix([number, wanted])
+        assert mark == " ,;"[len(agree)], (number, wanted)
 
 
 @given(seeds, st.sampled_from(sorted(FAMILIES)))
@@ -67,6 +76,7 @@ def test_multiples(seed: int) -> None:
     found = numbers(problem.solution)
     assert found == [int(step) * k % 1000 for k in range(1, len(found) + 1)]
     assert found.index(int(end)) == len(found) - 1
+    check_marks(problem.solution, end[::-1])
 
 
 @given(seeds)
@@ -77,6 +87,7 @@ def test_fibonacci(seed: int) -> None:
     assert found[:2] == [int(first), int(second)]
     assert all(c == (a + b) % 1000 for a, b, c in zip(found, found[1:], found[2:], strict=False))
     assert [n % 100 == int(end) for n in found[2:]] == [False] * (len(found) - 3) + [True]
+    check_marks(problem.solution, end[::-1])
 
 
 @given(seeds)

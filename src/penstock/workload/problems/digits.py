@@ -6,3 +6,25 @@ from __future__ import annotations
 def backwards(number: int, width: int) -> str:
     """``number`` in ``width`` decimal digits, the last one first: carries then run in the direction of writing."""
     return f"{number:0{width}d}"[::-1]
+
+
+def searched(numbers: list[int], width: int, end: int, end_width: int) -> str:
+    """The numbers of a search for one whose last ``end_width`` digits are ``end``.
+
+    The character after each says how many of its last digits agree with what is asked for: a space none, a comma one,
+    a semicolon two. The last number agrees in all, and nothing follows it.
+    """
+    words = [backwards(number, width) for number in numbers]
+    wanted = backwards(end, end_width)
+    marks = [_MARKS[_agreeing(word, wanted)] for word in words[:-1]]
+    return "".join(word + mark for word, mark in zip(words, marks, strict=False)) + words[-1]
+
+
+_MARKS = " ,;"
+
+
+def _agreeing(word: str, wanted: str) -> int:
+    for count, (found, asked) in enumerate(zip(word, wanted, strict=False)):
+        if found != asked:
+            return count
+    return len(wanted)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 
-from penstock.workload.problems.digits import backwards
+from penstock.workload.problems.digits import searched
 
 _WIDTH = 3
 _END = 2
@@ -30,7 +30,7 @@ def solve(question: str) -> str:
     found = _numbers(first, second, int(end))
     if not found or max(first, second) >= 10**_WIDTH:
         raise ValueError(f"no number ends in {end} soon enough")
-    return " ".join(backwards(number, _WIDTH) for number in found)
+    return searched(found, _WIDTH, int(end), _END)
 
 
 def _numbers(first: int, second: int, end: int) -> list[int]:

@@ -1,13 +1,13 @@
 """A search: the multiples of a number, in their last three digits, up to the first that ends as asked.
 
-``multiples 37 to 185`` → ``730 470 111 841 581``
+``multiples 37 to 185`` → ``730 470 111 841 581``, ``multiples 52 to 312`` → ``250,401 651 802 062 213``
 """
 
 from __future__ import annotations
 
 import random
 
-from penstock.workload.problems.digits import backwards
+from penstock.workload.problems.digits import searched
 
 _WIDTH = 3
 _LONGEST = 700  # multiples
@@ -18,7 +18,7 @@ def draw(source: random.Random) -> str:
     step = source.randrange(1, 10**_WIDTH)
     period = len(_multiples(step, 0))
     count = int(min(period, _LONGEST) ** source.random())
-    return f"multiples {step} to {step * count % 10**_WIDTH}"
+    return f"multiples {step} to {step * count % 10**_WIDTH:0{_WIDTH}d}"
 
 
 def solve(question: str) -> str:
@@ -27,7 +27,7 @@ def solve(question: str) -> str:
     found = _multiples(int(step), int(end))
     if found[-1] != int(end) or len(found) > _LONGEST or not 0 < int(step) < 10**_WIDTH:
         raise ValueError(f"the multiples of {step} do not end in {end} soon enough")
-    return " ".join(backwards(number, _WIDTH) for number in found)
+    return searched(found, _WIDTH, int(end), _WIDTH)
 
 
 def _multiples(step: int, end: int) -> list[int]:
