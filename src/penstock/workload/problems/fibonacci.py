@@ -15,12 +15,12 @@ _LONGEST = 700  # numbers
 
 
 def draw(source: random.Random) -> str:
-    """Numbers of up to three digits, an end of two."""
-    while True:
-        first, second = source.randrange(10**_WIDTH), source.randrange(10**_WIDTH)
-        end = source.randrange(10**_END)
-        if _numbers(first, second, end):
-            return f"fibonacci {first} {second} to {end:02d}"
+    """Numbers of up to three digits; an end that is met, soon or late (evenly spread on a logarithmic scale)."""
+    first, second = source.randrange(10**_WIDTH), source.randrange(10**_WIDTH)
+    earlier, found = first, second
+    for _ in range(int(_LONGEST ** source.random())):
+        earlier, found = found, (earlier + found) % 10**_WIDTH
+    return f"fibonacci {first} {second} to {found % 10**_END:0{_END}d}"
 
 
 def solve(question: str) -> str:
