@@ -1,5 +1,7 @@
 """Real engines for tests: three stock vLLM servers on the CPU with the bundled model, once per test session.
 
+They have the plugin, and a predictor whose weights are random.
+
 Tests that use the fixture are marked ``engines`` by conftest.py, and `make tests` runs them apart from the others in
 one process. Under pytest-xdist a lock makes workers take turns, each with engines of its own: slow but right.
 """
@@ -10,6 +12,7 @@ import asyncio
 import fcntl
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,6 +25,8 @@ from penstock.live.local.command import EngineSettings
 from penstock.live.local.connect import preconnect
 from penstock.live.local.install import find_python, inspect
 from penstock.live.local.launch import LocalFleet
+from penstock.live.local.model import bundled_model
+from random_head import random_head
 
 COUNT = 3
 BLOCK = 32
@@ -33,15 +38,24 @@ _GAUGE = re.compile(r"^vllm:(num_requests_running|num_requests_waiting|kv_cache_
 
 
 class Engines:
-    """The running engines. A test that kills or suspends one leaves it served again (`restart`) and resumed."""
+    """The running engines, and the folder of their predictor.
 
-    def __init__(self, fleet: LocalFleet) -> None:
+    A test that kills or suspends one leaves it served again (`restart`) and resumed.
+    """
+
+    def __init__(self, fleet: LocalFleet, head: Path) -> None:
         self.fleet = fleet
+        self.head = head
 
     @property
     def urls(self) -> list[str]:
         """Origin of each engine."""
         return [engine.url for engine in self.fleet.engines]
+
+    @property
+    def plugins(self) -> list[str]:
+        """Address of each engine's plugin."""
+        return [str(address.plugin) for address in self.fleet.addresses]
 
     async def restart(self, index: int) -> None:
         """Start a killed engine again at its address, and let it meet the others."""
@@ -97,10 +111,12 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
         pytest.skip(str(error))
     with open(tmp_path_factory.getbasetemp().parent / "engines.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        fleet = LocalFleet(installation, count=COUNT, settings=SETTINGS)
+        head = tmp_path_factory.mktemp("head")
+        random_head(head, bundled_model())
+        fleet = LocalFleet(installation, count=COUNT, settings=msgspec.structs.replace(SETTINGS, head=str(head)))
         try:
             asyncio.run(_open(fleet))
-            yield Engines(fleet)
+            yield Engines(fleet, head)
         finally:
             asyncio.run(fleet.stop())
 

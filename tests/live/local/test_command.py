@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,12 +13,12 @@ import pytest
 
 from penstock.core.errors import PenstockError
 from penstock.live.local import install, launch
-from penstock.live.local.command import EngineSettings, Place, engine_command, engine_environment
+from penstock.live.local.command import PLUGIN_FOLDER, EngineSettings, Place, engine_command, engine_environment
 from penstock.live.local.install import Installation, find_python
 from penstock.live.local.launch import LocalFleet
 
-CPU = Place(host="127.0.0.1", port=8001, side_channel_port=9001, share=2)
-GPU = Place(host="127.0.0.1", port=8001, side_channel_port=9001, gpu="3", share=2)
+CPU = Place(host="127.0.0.1", port=8001, side_channel_port=9001, plugin_port=9101, share=2)
+GPU = Place(host="127.0.0.1", port=8001, side_channel_port=9001, plugin_port=9101, gpu="3", share=2)
 
 
 def options(command: list[str]) -> dict[str, str]:
@@ -43,8 +44,10 @@ def test_on_the_cpu() -> None:
     assert environment["VLLM_NIXL_SIDE_CHANNEL_PORT"] == "9001"
     assert environment["OMP_NUM_THREADS"] == "3"
     assert environment["A"] == "b"
-    modules = [file.stem for file in Path(environment["PYTHONPATH"]).glob("*.py")]
-    assert modules == [transfer["kv_connector_module_path"]]
+    module = Path(environment["PYTHONPATH"], *transfer["kv_connector_module_path"].split(".")).with_suffix(".py")
+    assert f"class {transfer['kv_connector']}(" in module.read_text()
+    assert environment["PENSTOCK_PLUGIN_PORT"] == "9101"
+    assert not environment["PENSTOCK_HEAD"]
     assert "PYTHONHOME" not in environment
     assert "VLLM_CPU_KVCACHE_SPACE" not in environment
     assert environment["HOME"] == "/home"
@@ -58,10 +61,31 @@ def test_on_a_gpu() -> None:
     assert given["--dtype"] == "bfloat16"
     assert given["--gpu-memory-utilization"] == "0.45"  # two share it
     assert not {"--enforce-eager", "--block-size", "--kv-cache-memory-bytes"} & set(command)
-    assert json.loads(given["--kv-transfer-config"])["kv_connector"] == "NixlConnector"
-    environment = engine_environment(EngineSettings(), GPU, "/s", {})
+    transfer = json.loads(given["--kv-transfer-config"])
+    assert transfer["kv_connector"] == "PenstockConnector"
+    assert "kv_buffer_device" not in transfer
+    environment = engine_environment(EngineSettings(head="/head"), GPU, "/s", {})
     assert environment["CUDA_VISIBLE_DEVICES"] == "3"
-    assert not {"OMP_NUM_THREADS", "PYTHONPATH", "UCX_TLS"} & set(environment)
+    assert environment["PENSTOCK_HEAD"] == "/head"
+    assert not {"OMP_NUM_THREADS", "UCX_TLS"} & set(environment)
+
+
+def test_without_the_plugin() -> None:
+    plain = EngineSettings(plugin=False)
+    transfer = json.loads(options(engine_command("python", "m", plain, GPU))["--kv-transfer-config"])
+    assert transfer == {"kv_connector": "NixlConnector", "kv_role": "kv_both", "kv_load_failure_policy": "recompute"}
+    assert not {"PYTHONPATH", "PENSTOCK_PLUGIN_PORT", "PENSTOCK_HEAD"} & set(engine_environment(plain, GPU, "/s", {}))
+    # On the CPU vLLM's connector needs what the plugin mends; without a port it does nothing else.
+    transfer = json.loads(options(engine_command("python", "m", plain, CPU))["--kv-transfer-config"])
+    assert transfer["kv_connector"] == "PenstockConnector"
+    assert "PENSTOCK_PLUGIN_PORT" not in engine_environment(plain, CPU, "/s", {})
+
+
+def test_the_entry_point_is_found_on_the_path() -> None:
+    (found,) = metadata.distributions(path=[engine_environment(EngineSettings(), GPU, "/s", {})["PYTHONPATH"]])
+    (point,) = found.entry_points
+    assert point.group == "vllm.general_plugins"
+    assert PLUGIN_FOLDER.joinpath(*point.module.split(".")).with_suffix(".py").is_file()
 
 
 def test_gpus_are_dealt_in_turn_within_what_we_may_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,8 +103,19 @@ def test_gpus_are_dealt_in_turn_within_what_we_may_see(tmp_path: Path, monkeypat
 
 def test_every_engine_has_ports_of_its_own(tmp_path: Path) -> None:
     fleet = LocalFleet(Installation("python", "0.32.0", 0), str(tmp_path), 8, log_folder=tmp_path / "logs")
-    ports = [port for place in fleet._places for port in (place.port, place.side_channel_port)]
-    assert len(set(ports)) == 16
+    ports = [
+        port
+        for place in fleet._places
+        for port in (place.port, place.side_channel_port, place.plugin_port, place.plugin_port + 1)
+    ]
+    assert len(set(ports)) == 32
+    fleet = LocalFleet(
+        Installation("python", "0.32.0", 0),
+        str(tmp_path),
+        settings=EngineSettings(plugin=False),
+        log_folder=tmp_path / "logs",
+    )
+    assert fleet._places[0].plugin_port == 0
     assert all(port in launch._PORTS for port in ports)
 
 

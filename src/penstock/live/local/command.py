@@ -9,15 +9,19 @@ from pathlib import Path
 
 import msgspec
 
-CONNECTOR_FOLDER = Path(__file__).parent / "connector"
+from penstock.live import plugin
+
+PLUGIN_FOLDER = Path(plugin.__file__).parent
+"""What goes on an engine's PYTHONPATH: the package ``penstock_engine`` and its entry point, nothing else."""
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How engines are run. Sizes in tokens or bytes; ``None`` leaves a choice to vLLM.
 
     ``threads`` is the number of OpenMP threads of a CPU engine (0: the cores shared out evenly). ``kv_bytes`` is the
-    memory for KV of a CPU engine, ``kv_blocks`` overrides the number of KV blocks on any. ``arguments`` go to vLLM's
-    command line last, ``environment`` on top of the environment.
+    memory for KV of a CPU engine, ``kv_blocks`` overrides the number of KV blocks on any. ``plugin`` is whether the
+    engine streams its steps and takes commands (docs/plugin.md), ``head`` the folder of a predictor for its model.
+    ``arguments`` go to vLLM's command line last, ``environment`` on top of the environment.
     """
 
     served_name: str | None = None
@@ -27,6 +31,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     kv_bytes: int = 2**30
     kv_blocks: int | None = None
     threads: int = 0
+    plugin: bool = True
+    head: str | None = None
     arguments: tuple[str, ...] = ()
     environment: dict[str, str] = {}
 
@@ -34,12 +40,14 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
 class Place(msgspec.Struct, frozen=True):
     """Where one engine runs: ``gpu`` is the value of CUDA_VISIBLE_DEVICES, ``None`` for the CPU.
 
-    ``share`` is how many engines share that GPU, or all cores.
+    ``plugin_port`` is that of the plugin's stream, which takes commands on the next; 0 for neither. ``share`` is how
+    many engines share that GPU, or all cores.
     """
 
     host: str
     port: int
     side_channel_port: int
+    plugin_port: int = 0
     gpu: str | None = None
     share: int = 1
 
@@ -70,16 +78,17 @@ def engine_command(python: str, model: str, settings: EngineSettings, place: Pla
         # vLLM changes its own "uni" to "mp" on the CPU because it could not set OMP's environment; ours is set below.
         # One process less for each engine: a third less memory and start-up.
         command += ["--distributed-executor-backend", "vllm.v1.executor.uniproc_executor.UniProcExecutor"]
-    command += ["--kv-transfer-config", json.dumps(_kv_transfer(on_cpu))]
+    command += ["--kv-transfer-config", json.dumps(_kv_transfer(settings.plugin, on_cpu))]
     return [*command, *settings.arguments]
 
 
-def _kv_transfer(on_cpu: bool) -> dict[str, object]:
+def _kv_transfer(streaming: bool, on_cpu: bool) -> dict[str, object]:
     # One role for all: which engine prefills is decided for each request. If a source dies, the target recomputes.
-    shared = {"kv_role": "kv_both", "kv_load_failure_policy": "recompute"}
+    shared: dict[str, object] = {"kv_role": "kv_both", "kv_load_failure_policy": "recompute"}
     if on_cpu:
-        module = {"kv_connector": "PenstockCpuConnector", "kv_connector_module_path": "penstock_cpu_connector"}
-        return {**module, **shared, "kv_buffer_device": "cpu"}
+        shared["kv_buffer_device"] = "cpu"
+    if streaming or on_cpu:  # on the CPU vLLM's own connector needs what the plugin mends
+        return {"kv_connector": "PenstockConnector", "kv_connector_module_path": "penstock_engine.connector", **shared}
     return {"kv_connector": "NixlConnector", **shared}
 
 
@@ -93,11 +102,15 @@ def engine_environment(settings: EngineSettings, place: Place, scratch: str, bas
         "DO_NOT_TRACK": "1",
         "TMPDIR": scratch,
     }
+    if settings.plugin or place.gpu is None:
+        environment["PYTHONPATH"] = str(PLUGIN_FOLDER)
+    if settings.plugin:
+        environment["PENSTOCK_PLUGIN_PORT"] = str(place.plugin_port or "")
+        environment["PENSTOCK_HEAD"] = settings.head or ""
     if place.gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = place.gpu
     else:
         environment |= {
-            "PYTHONPATH": str(CONNECTOR_FOLDER),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several engines share the cores
             "OMP_NUM_THREADS": str(settings.threads or max(1, _cores() // place.share)),
             "UCX_TLS": "shm,self,cma,tcp",  # without shm one transfers at a hundredth of the speed

@@ -26,16 +26,21 @@ Progress = Callable[[int, str], None]
 
 # Below the range from which the kernel takes ports for outgoing connections, so that none of those is in the way.
 _PORTS = range(20000, 32000)
+_PORTS_EACH = 4  # API, side channel, the plugin's stream and commands
 
 _DEFAULTS = EngineSettings()
 
 
 class EngineAddress(msgspec.Struct, frozen=True):
-    """Where an engine serves, where its peers ask it for KV, and its first process."""
+    """Where an engine serves, where its peers ask it for KV, its first process, and where its plugin streams.
+
+    ``plugin`` is "tcp://host:port", with commands one port above; ``None`` for an engine without.
+    """
 
     url: str
     side_channel_port: int
     pid: int
+    plugin: str | None = None
 
 
 class LocalFleet:
@@ -85,15 +90,16 @@ class LocalFleet:
         self.log_folder.mkdir(parents=True, exist_ok=True)
         self._timeout_s = timeout_s
         self._failed = False
-        ports = _free_ports(2 * count)
+        ports = _free_ports(count, _PORTS_EACH)
         gpus = _gpus(installation.gpus)
         self._places: list[Place] = []
         self.engines: list[EngineProcess] = []
         for index in range(count):
             place = Place(
                 host="127.0.0.1",
-                port=ports[2 * index],
-                side_channel_port=ports[2 * index + 1],
+                port=ports[index],
+                side_channel_port=ports[index] + 1,
+                plugin_port=ports[index] + 2 if settings.plugin else 0,
                 gpu=gpus[index % len(gpus)] if gpus else None,
                 share=-(-count // len(gpus)) if gpus else count,
             )
@@ -114,7 +120,9 @@ class LocalFleet:
 
     def _address(self, index: int) -> EngineAddress:
         engine = self.engines[index]
-        return EngineAddress(engine.url, self._places[index].side_channel_port, engine.pid)
+        place = self._places[index]
+        plugin = f"tcp://{place.host}:{place.plugin_port}" if place.plugin_port else None
+        return EngineAddress(engine.url, place.side_channel_port, engine.pid, plugin)
 
     async def start(self, progress: Progress | None = None) -> list[EngineAddress]:
         """Start all at once and wait until all serve.
@@ -198,17 +206,24 @@ def _gpus(count: int) -> list[str]:
     return names[:count]
 
 
-def _free_ports(count: int) -> list[int]:
-    start = random.randrange(len(_PORTS))
+def _free_ports(count: int, run: int = 1) -> list[int]:
+    """First port of each of ``count`` runs of ``run`` free ports."""
+    runs = len(_PORTS) // run
+    start = random.randrange(runs)
     found: list[int] = []
-    for offset in range(len(_PORTS)):
-        port = _PORTS[(start + offset) % len(_PORTS)]
-        with socket.socket() as trial:
-            try:
-                trial.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        found.append(port)
-        if len(found) == count:
-            return found
+    for offset in range(runs):
+        first = _PORTS[(start + offset) % runs * run]
+        if all(map(_free, range(first, first + run))):
+            found.append(first)
+            if len(found) == count:
+                return found
     raise PenstockError("no free ports between 20000 and 32000", "stop something")
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as trial:
+        try:
+            trial.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True

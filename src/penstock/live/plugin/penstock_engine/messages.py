@@ -65,7 +65,8 @@ class Command(msgspec.Struct, frozen=True, array_like=True):
     * ``hold``: keep the KV of the full blocks that request ``id`` has now, whatever becomes of it, for one pull by
       another engine while it runs on. The answer's ``hold`` names it. It ends with the pull, with ``release``, or
       with the lease.
-    * ``release``: end the hold ``id``.
+    * ``release``: end the hold ``id``, or give up the KV of the handed-off request ``id``; not while it is being
+      pulled.
 
     ``id`` of a request is any part of the engine's name of it that occurs in one running request only.
     """
@@ -78,7 +79,8 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     """``error`` is empty, or why nothing was done; then the rest means nothing.
 
     Of a handoff or hold: ``params`` are the ``kv_transfer_params`` for a puller that sends the first ``tokens`` tokens
-    of prompt and output (or more). ``tokens`` of a handoff is all that the request has; of a hold, full blocks only.
+    of prompt and output; one that has the plugin too may send fewer or more. ``tokens`` of a handoff is all that the
+    request has; of a hold, full blocks only.
     Of a hello: versions, the engine's id, what it can do (any of ``handoff``, ``precopy``, ``predict``), the
     predictor's name and levels.
     """

@@ -1,0 +1,1 @@
+"""The engine plugin, without an engine."""
