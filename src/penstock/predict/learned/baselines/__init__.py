@@ -1,0 +1,1 @@
+"""The predictors that the head is compared with, and the head itself in the same form; numpy only."""
