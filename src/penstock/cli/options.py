@@ -103,9 +103,15 @@ def setup_options(
     prefix_caching: Annotated[
         bool, _option(CLUSTER, "--prefix-caching/--no-prefix-caching", help="As vLLM's; needs hashes in the trace.")
     ] = True,
+    chunked_prefill: Annotated[
+        bool, _option(CLUSTER, "--chunked-prefill/--no-chunked-prefill", help="As vLLM's: prompts cut to the budget.")
+    ] = True,
     memory_utilization: Annotated[
         float, _option(CLUSTER, "--memory-utilization", help="As vLLM's gpu_memory_utilization.")
     ] = 0.9,
+    weight_dtype: Annotated[
+        str | None, _option(CLUSTER, "--weight-dtype", help="Number type of the weights, if not the model's own: fp8.")
+    ] = None,
     kv_dtype: Annotated[
         str, _option(CLUSTER, "--kv-dtype", help="Number type of the KV cache: bf16, fp8, ...")
     ] = "bf16",
@@ -187,7 +193,9 @@ def setup_options(
             max_num_batched_tokens=max_num_batched_tokens,
             async_scheduling=async_scheduling,
             prefix_caching=prefix_caching,
+            chunked_prefill=chunked_prefill,
             memory_utilization=memory_utilization,
+            weight_dtype=weight_dtype,
             kv_dtype=kv_dtype,
             kv_blocks=kv_blocks,
             link=link,
@@ -241,6 +249,15 @@ def takes_traffic(command: Callable[..., None]) -> Callable[..., None]:
     """The same with the options of the workload and of the SLO; the rest of the setup holds its defaults."""
     panels = (WORKLOAD, SLO)
     return _given(command, [p for p in _parameters(setup_options) if _panel(p) in panels])
+
+
+def takes_setup_but(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The same with all options but these, which keep their defaults (or are the command's own)."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        return _given(command, [p for p in _parameters(setup_options) if p.name not in names])
+
+    return decorate
 
 
 def _panel(parameter: inspect.Parameter) -> str:
