@@ -31,7 +31,7 @@ VOCABULARY = 259
 SAVE_S = 300.0
 CHAT_SHARE = 0.3
 """Share of the prompts in the chat template."""
-WEIGHTS = {ord(" "): 2.0, ord(","): 8.0, ord(";"): 8.0, TURN: 16.0}
+WEIGHTS = {ord(","): 4.0, ord(";"): 6.0, TURN: 8.0}
 """Weight of what comes between numbers and at the end, where any other character counts 1."""
 CUT = (4, 40)
 """Characters of a solution that is cut off."""

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import random
+
 
 def backwards(number: int, width: int) -> str:
     """``number`` in ``width`` decimal digits, the last one first: carries then run in the direction of writing."""
     return f"{number:0{width}d}"[::-1]
+
+
+def round_numbers(source: random.Random) -> int:
+    """What the numbers of a problem are to be multiples of: 1, or for one problem in three 10.
+
+    All numbers of a search among round ones agree with the end in their last digit, so how the second digit decides is
+    seen ten times as often.
+    """
+    return 10 if source.random() < 1 / 3 else 1
 
 
 def searched(numbers: list[int], width: int, end: int, end_width: int) -> str:

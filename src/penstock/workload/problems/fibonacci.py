@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 
-from penstock.workload.problems.digits import searched
+from penstock.workload.problems.digits import round_numbers, searched
 
 _WIDTH = 3
 _END = 2
@@ -16,7 +16,8 @@ _LONGEST = 700  # numbers
 
 def draw(source: random.Random) -> str:
     """Numbers of up to three digits; an end that is met, soon or late (evenly spread on a logarithmic scale)."""
-    first, second = source.randrange(10**_WIDTH), source.randrange(10**_WIDTH)
+    unit = round_numbers(source)
+    first, second = (source.randrange(0, 10**_WIDTH, unit) for _ in range(2))
     earlier, found = first, second
     for _ in range(int(_LONGEST ** source.random())):
         earlier, found = found, (earlier + found) % 10**_WIDTH

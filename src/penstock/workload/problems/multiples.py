@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 
-from penstock.workload.problems.digits import searched
+from penstock.workload.problems.digits import round_numbers, searched
 
 _WIDTH = 3
 _LONGEST = 700  # multiples
@@ -15,7 +15,8 @@ _LONGEST = 700  # multiples
 
 def draw(source: random.Random) -> str:
     """A step of up to three digits; the end is one that is met, soon or late (evenly spread on a logarithmic scale)."""
-    step = source.randrange(1, 10**_WIDTH)
+    unit = round_numbers(source)
+    step = source.randrange(unit, 10**_WIDTH, unit)
     period = len(_multiples(step, 0))
     count = int(min(period, _LONGEST) ** source.random())
     return f"multiples {step} to {step * count % 10**_WIDTH:0{_WIDTH}d}"
