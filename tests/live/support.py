@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -170,7 +170,7 @@ def setup(policy: str = "least-kv", roles: tuple[Role, ...] = PDD, **options: fl
 async def bench(
     roles: tuple[Role, ...] = PDD,
     policy: str = "least-kv",
-    engine: EmulatedSettings | None = None,
+    engine: EmulatedSettings | Sequence[EmulatedSettings] | None = None,
     gateway: GatewaySettings | None = None,
     record: Path | None = None,
     watch: Watch | None = None,
@@ -182,7 +182,9 @@ async def bench(
     client = HttpClient()
     urls = await fleet.start(engine or EmulatedSettings(speed=1.0, lease_s=3.0), len(roles))
     deployment = Deployment(setup(policy, roles, **options), gateway, record, watch=watch, limits=limits)
-    url = await deployment.start([EngineAddress(u, r) for u, r in zip(urls, roles, strict=True)])
+    url = await deployment.start(
+        [EngineAddress(u, r, plugin=p) for u, r, p in zip(urls, roles, fleet.plugins, strict=True)]
+    )
     try:
         yield Bench(fleet, deployment, url, client)
     finally:

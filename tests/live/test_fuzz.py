@@ -20,6 +20,7 @@ from penstock.core.events import FlipOrdered, InstanceHeld, MoveOrdered
 from penstock.core.types import MigrationLevel, Role
 from penstock.live import health
 from penstock.live.instance import Health
+from penstock.live.moves import handoff
 from penstock.live.openapi import document
 from tests.live.answers import WATCHFUL, more, quick, until
 from tests.live.emulated.support import expected
@@ -181,7 +182,7 @@ class History:
 
     async def step(self) -> str:
         names = ["start"] * 4 + ["move"] * 5 + ["wait"] * 3 + ["leave", "flip", "hold", "release", "level", "relayed"]
-        names += ["kill", "hang", "cure", "fail", "refuse", "together"]
+        names += ["kill", "hang", "cure", "fail", "refuse", "together", "dawdle", "hurry"]
         name = self.rng.choice(names)
         await getattr(self, name)()
         return name
@@ -239,7 +240,7 @@ class History:
         self.b.world.unpark()
 
     async def level(self) -> None:
-        self.b.world.controller.migration_level = self.rng.choice([MigrationLevel.REPLAY, MigrationLevel.REPROMPT])
+        self.b.world.controller.migration_level = self.rng.choice(list(MigrationLevel))
 
     async def kill(self) -> None:
         if len(self.ill) < 2:
@@ -259,6 +260,14 @@ class History:
     async def refuse(self) -> None:
         self.b.fleet.engines[self.rng.randrange(4)].fail_next(self.rng.randrange(1, 3))
 
+    async def dawdle(self) -> None:
+        """A plugin does commands late: some when nobody waits for that any more."""
+        self.b.fleet.engines[self.rng.randrange(4)].delay_plugin(self.rng.choice([0.01, 0.05, 0.1]))
+
+    async def hurry(self) -> None:
+        for engine in self.b.fleet.engines:
+            engine.delay_plugin(0.0)
+
     async def cure(self) -> None:
         for index in self.ill:
             engine = self.b.fleet.engines[index]
@@ -269,6 +278,7 @@ class History:
     async def end(self) -> None:
         """Everything is well again, and every stream ends as it should."""
         await self.cure()
+        await self.hurry()
         for engine in self.b.fleet.engines:
             engine.fail_next(0)
         for index, role in enumerate((Role.PREFILL, Role.PREFILL, Role.DECODE, Role.DECODE)):
@@ -293,6 +303,8 @@ def test_histories(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "RECOVERY_S", 0.05)
     monkeypatch.setattr(health, "PROBE_S", 0.2)
     monkeypatch.setattr(health, "SECOND_PROBE_S", 0.2)
+    monkeypatch.setattr(handoff, "LEAST_PATIENCE_S", 0.04)
+    monkeypatch.setattr(handoff, "PATIENCE_STEPS", 4.0)
 
     async def work() -> None:
         roles = (Role.PREFILL, Role.PREFILL, Role.DECODE, Role.DECODE)

@@ -17,7 +17,11 @@ CONTROL = "Control"
 def serve(
     attach: Annotated[
         list[str] | None,
-        _option(ENGINES, "--attach", help="A server that runs, as http://10.0.0.5:8000,role=prefill; repeat it."),
+        _option(
+            ENGINES,
+            "--attach",
+            help="A server that runs: http://HOST:PORT,role=ROLE[,plugin=tcp://HOST:PORT]; repeat it.",
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -48,6 +52,9 @@ def serve(
     profile: Annotated[
         str | None, _option(CONTROL, "--profile", help="Measured step times for the policy (penstock profile).")
     ] = None,
+    migration_level: Annotated[
+        str, _option(CONTROL, "--migration-level", help="auto, replay, reprompt, handoff or precopy, if engines can.")
+    ] = "auto",
     policy: Annotated[str, _option(CONTROL, "--policy", help="See penstock policies.")] = "ares",
     set: Annotated[list[str] | None, _option(CONTROL, "--set", help="Option of the policy, as horizon=4096.")] = None,
     ttft: Annotated[str, _option(CONTROL, "--ttft", help="TTFT target of requests that name none.")] = "1s",
@@ -109,6 +116,7 @@ def serve(
         hardware=hardware,
         believe_model=believe_model,
         profile=profile,
+        migration_level=migration_level,
         policy=policy,
         options=parse_options(policy, set or []),
         ttft_s=parse.target(ttft, "--ttft"),

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import secrets
+from functools import partial
 from typing import TYPE_CHECKING
 
 from penstock.core.events import DecodeStarted, PrefillDone
 from penstock.core.types import Slo
+from penstock.live.benefit import Benefit
 from penstock.live.claims import ClaimRefused
+from penstock.live.forecast import Forecast
 from penstock.live.instance import Instance
 from penstock.live.intake import COMPLETION_PATH, Intake
 from penstock.live.output import ClientOutput
 from penstock.live.playout import Playout, Shown
+from penstock.live.plugin.link import Link
+from penstock.live.plugin.penstock_engine.messages import Prediction
 from penstock.live.segment import EngineError, Segment, ask
 from penstock.live.session import Session
 from penstock.live.wire import HANDOVER, Choice, prompt_ids_of
@@ -33,6 +39,9 @@ class CarriedSession(Session):
         self.move: Move | None = None
         self.playout: Playout | None = None
         self.mark: Shown | None = None  # wants to know when the next tokens are shown
+        self.forecast = Forecast()
+        self.benefit: Benefit | None = None
+        self._prefill_call: tuple[Link, str] | None = None
         self.unshown: list[int] = []  # tokens of a character that is not whole yet: nobody has seen them
         if self.prompt_ids is not None:
             out.prompt_ids = self.prompt_ids
@@ -42,6 +51,10 @@ class CarriedSession(Session):
     def generated(self) -> int:
         """See :class:`Session`."""
         return len(self.out_ids)
+
+    def call_id(self) -> str:
+        """Another one for every call, so that a plugin can find just this one."""
+        return f"{self.name}-{secrets.token_hex(4)}"
 
     def limit(self) -> int:
         """Output tokens at most."""
@@ -64,8 +77,10 @@ class CarriedSession(Session):
             body["kv_transfer_params"] = HANDOVER
         if self.intake.max_tokens == self.generated + 1:
             del body["kv_transfer_params"]  # there will be nothing to hand over
+        call = self.call_id()
+        self._watch_prefill(instance.link, call)
         try:
-            answer = await ask(self.world.client, instance, path, body, self.headers(), self.world.call_timeout_s)
+            answer = await ask(self.world.client, instance, path, body, self.headers(call), self.world.call_timeout_s)
         except EngineError as error:
             self.task = None
             self.engine_failed(instance, error)
@@ -91,8 +106,17 @@ class CarriedSession(Session):
             if self._take(ids, text, finish, choice.stop_reason, self.world.now()):
                 self.finish(instance)
                 return
-        done = PrefillDone(self.request, instance.index, instance.load(), prompt_tokens=self.prompt_tokens)
-        self.world.tell(done)
+        load, left = instance.load(), self.predicted_remaining()
+        self.world.tell(PrefillDone(self.request, instance.index, load, left, self.prompt_tokens))
+
+    def _watch_prefill(self, link: Link | None, call: str | None = None) -> None:
+        """Listen to predictions from a prefill engine, also after its answer, until the decode engine makes its own."""
+        if self._prefill_call is not None:
+            self._prefill_call[0].unwatch(self._prefill_call[1])
+            self._prefill_call = None
+        if link is not None and call is not None:
+            self._prefill_call = (link, call)
+            link.watch(call, partial(self._predicted, link, self.generated))
 
     def decode(self, instance: Instance) -> None:
         """See :class:`Session`."""
@@ -129,13 +153,17 @@ class CarriedSession(Session):
 
     def open_segment(self, instance: Instance, params: dict[str, object] | None) -> None:
         """Stream from token ids."""
+        self.segment = self.new_segment(instance, params)
+
+    def new_segment(self, instance: Instance, params: dict[str, object] | None) -> Segment:
+        """Have ``instance`` go on from all that the client has (or has in hand)."""
         sequence = self.sequence()
         body = self.intake.ids_body(sequence, self.generated, self.limit() - self.generated)
         if params is not None:
             body["kv_transfer_params"] = params
         segment = Segment(self, instance, len(sequence), self.generated, self.world.now())
-        self.segment = segment
         segment.open(self.world.client, COMPLETION_PATH, body, self.headers())
+        return segment
 
     def release_claim(self) -> None:
         """See :class:`Session`."""
@@ -148,6 +176,7 @@ class CarriedSession(Session):
         super().drop_work()
         self.unshown = []
         self.mark = None
+        self._watch_prefill(None)
         if self.playout is not None:
             if self.over:
                 self.playout.cancel()
@@ -172,18 +201,61 @@ class CarriedSession(Session):
             if self.move is not None:
                 self.move.challenger_tokens(segment, ids, choice)
             return
+        stopped = choice.finish_reason == "length" and self._cut_short(segment)
+        if stopped:
+            choice.finish_reason = None
+        self._current_tokens(segment, ids, choice, first, now)
+        if stopped and self.segment is segment and not self.over:
+            self._stopped(segment)
+
+    def _current_tokens(self, segment: Segment, ids: list[int], choice: Choice, first: bool, now: float) -> None:
         if self.move is not None and self.move.keeps(ids, choice):
             return
-        if first and not self._opened(segment, choice):
+        # One that goes on where it was after a move has been rolled back is no news.
+        if first and self.stage != "decoding" and not self._opened(segment, choice):
             return
         if self._take(ids, choice.words(), choice.finish_reason, choice.stop_reason, now):
             self._ended(segment.instance)
         elif self.move is not None:
             self.move.source_token()
 
+    def _cut_short(self, segment: Segment) -> bool:
+        """Did a plugin stop the request, rather than the limit that it was given?"""
+        asked = segment.asked or self.limit() - segment.began_at
+        return segment.instance.link is not None and 0 < segment.produced < asked
+
+    def _stopped(self, segment: Segment) -> None:
+        """Its engine stopped the request for a hand-off. If nobody waits for that (any more), it goes on there."""
+        segment.close()
+        self.segment = None
+        self.unshown = []  # the next engine decodes that character again from its start
+        if self.move is not None and self.move.source_stopped():
+            return
+        self.world.log.info("stopped without need", extra={"request": self.name, "instance": segment.instance.index})
+        if self.move is not None:
+            self.move.fail("the source stopped")
+        if not self.over:
+            self.open_segment(segment.instance, None)
+
+    def segment_predicted(self, segment: Segment, prediction: Prediction) -> None:
+        """An engine's predictor has a word about the request."""
+        link = segment.instance.link
+        if segment is self.segment and link is not None:
+            self._predicted(link, segment.began_at, prediction)
+
+    def _predicted(self, link: Link, began_at: int, prediction: Prediction) -> None:
+        self.world.metrics.forecasts.received += 1
+        at = began_at + prediction.output_tokens
+        self.forecast.take(at, prediction.remaining, link.median, link.levels)
+
+    def predicted_remaining(self) -> float:
+        """Output tokens that are predicted to come, as far as the limit allows; NO_PREDICTION where nothing is."""
+        return self.forecast.remaining(self.generated, self.limit())
+
     def _opened(self, segment: Segment, choice: Choice) -> bool:
         """The first token of an engine: tell the controller where the request decodes now."""
         self.claim_used()
+        self._watch_prefill(None)
         index = segment.instance.index
         if self.stage == "prefilling":
             self._prefill_over()
@@ -193,8 +265,8 @@ class CarriedSession(Session):
             if not self._learn_prompt(segment.prompt_ids):
                 return False
             self.stage = "decoding"
-            load = segment.instance.load()
-            self.world.tell(PrefillDone(self.request, index, load, prompt_tokens=self.prompt_tokens))
+            load, left = segment.instance.load(), self.predicted_remaining()
+            self.world.tell(PrefillDone(self.request, index, load, left, self.prompt_tokens))
         else:
             self.stage = "decoding"
             self.world.tell(DecodeStarted(self.request, index, segment.instance.load()))
@@ -290,6 +362,13 @@ class CarriedSession(Session):
         if self.move is not None:
             self.move.source_finished()
         self.finish(instance)
+
+    def note_end(self, outcome: str) -> None:
+        """See :class:`Session`."""
+        metrics = self.world.metrics
+        metrics.benefits.close(self)
+        if outcome == "finished":
+            metrics.forecasts.finished(self.forecast, self.generated, self.out.finish or "stop")
 
     def segment_failed(self, segment: Segment, error: EngineError) -> None:
         """An engine's stream broke."""

@@ -118,7 +118,7 @@ class Doctor:
 
     async def _recover(self, instance: Instance) -> None:
         """Probe a fenced instance until it is well, then take it back."""
-        while instance.health is Health.DOWN:
+        while _is_down(instance):
             await asyncio.sleep(RECOVERY_S)
             world = self.world
             if not await answers(world.client, instance.url, PROBE_S):
@@ -127,10 +127,17 @@ class Doctor:
                 able = await abilities(world.client, instance.url, world.engine_headers, self.watch.deep_probe_s)
             except PenstockError:
                 continue
-            if instance.health is Health.DOWN:
+            link = await world.link_to(instance.plugin)
+            if _is_down(instance):
                 world.log.info("instance is back", extra={"instance": instance.index})
-                world.bring_up(instance.index, instance.url, instance.role, able)
+                world.bring_up(instance.index, instance.url, instance.role, able, instance.plugin, link)
                 return
+            if link is not None:
+                link.close()
+
+
+def _is_down(instance: Instance) -> bool:
+    return instance.health is Health.DOWN
 
 
 async def lives(client: HttpClient, instance: Instance) -> bool:

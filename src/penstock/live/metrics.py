@@ -5,7 +5,6 @@ Plain numbers on the hot path; text is made when somebody scrapes.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -16,6 +15,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from penstock.core.types import MigrationLevel
+from penstock.live.benefit import Benefits
+from penstock.live.forecast import Forecasts
+from penstock.live.histogram import Histogram
 from penstock.live.instance import Health
 
 if TYPE_CHECKING:
@@ -29,30 +31,6 @@ PAUSE_STEPS_BOUNDS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0, 20.0, 50.0, 
 KEPT_MOVES = 100_000
 
 
-class Histogram:
-    """Counts by upper bound; the last one is open."""
-
-    __slots__ = ("bounds", "counts", "total")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0.0
-
-    def add(self, value: float, count: int = 1) -> None:
-        """Take ``value``, ``count`` times."""
-        self.counts[bisect_left(self.bounds, value)] += count
-        self.total += value * count
-
-    def buckets(self) -> list[tuple[str, float]]:
-        """Cumulative, as Prometheus wants them."""
-        found, running = [], 0
-        for bound, count in zip((*self.bounds, float("inf")), self.counts, strict=True):
-            running += count
-            found.append(("+Inf" if bound == float("inf") else repr(bound), float(running)))
-        return found
-
-
 class LiveMetrics:
     """Counters and histograms of one gateway. Times in seconds."""
 
@@ -64,6 +42,8 @@ class LiveMetrics:
         self.pause = {level: Histogram(ITL_BOUNDS) for level in MigrationLevel}
         self.pause_steps = {level: Histogram(PAUSE_STEPS_BOUNDS) for level in MigrationLevel}
         self.pauses: list[tuple[int, float, float]] = []
+        self.forecasts = Forecasts()
+        self.benefits = Benefits()
         self.outcomes: Counter[tuple[str, str]] = Counter()
         self.migrations: Counter[tuple[str, str, str]] = Counter()
         self.move_failures: Counter[str] = Counter()
@@ -147,7 +127,10 @@ class _Collector(Collector):
         yield from self._latencies()
         yield from self._migrations()
         yield from self._counters()
+        yield from self.metrics.forecasts.collect()
+        yield from self.metrics.benefits.collect()
         yield from self._instances()
+        yield from self._plugins()
 
     def _latencies(self) -> Iterator[Metric]:
         m = self.metrics
@@ -236,6 +219,24 @@ class _Collector(Collector):
         ]
         for i in self.world.instances.values():
             values = (float(i.health is Health.UP and not i.held), i.streams, i.prefills, i.tokens, i.itl_s)
+            for family, value in zip(families, values, strict=True):
+                family.add_metric([i.name, i.role.name.lower()], value)
+        yield from families
+
+    def _plugins(self) -> Iterator[Metric]:
+        """What engines say of themselves; nothing for those without a plugin."""
+        labels = ["instance", "role"]
+        waiting = GaugeMetricFamily("penstock:engine_waiting", "Requests in the engine's queue", labels=labels)
+        free = GaugeMetricFamily("penstock:engine_free_blocks", "KV blocks not in use", labels=labels)
+        step = GaugeMetricFamily("penstock:engine_step_seconds", "Moving mean of its steps", labels=labels)
+        preempted = CounterMetricFamily("penstock:engine_preemptions", "Since the engine started", labels=labels)
+        garbage = CounterMetricFamily("penstock:engine_garbage", "Messages not understood, or another's", labels=labels)
+        families: tuple[GaugeMetricFamily | CounterMetricFamily, ...] = (waiting, free, step, preempted, garbage)
+        for i in self.world.instances.values():
+            if i.link is None or i.link.step is None:
+                continue
+            said = i.link.step
+            values = (said.waiting, said.free_blocks, i.link.step_s, said.preemptions, i.link.garbage)
             for family, value in zip(families, values, strict=True):
                 family.add_metric([i.name, i.role.name.lower()], value)
         yield from families

@@ -56,6 +56,7 @@ class ClientOutput:
         self.prompt_ids: list[int] = []
         self.completion_tokens = 0
         self.ended = False
+        self.finish: str | None = None
         self.owner: Any = None  # the session that speaks here: the one to stop when the client goes away
         self._started = False
         self._texts: list[str] = []
@@ -159,6 +160,7 @@ class ClientOutput:
 
     def _finish(self, finish: str, stop_reason: int | str | None) -> None:
         self.ended = True
+        self.finish = finish
         if self.line.closed:
             return
         if self.intake.stream:

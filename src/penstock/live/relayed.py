@@ -220,7 +220,7 @@ class _Relay:
             return
         self.closed = True
         if self.joined:
-            self.instance.left(self.size)
+            self.instance.left(self.size, False)
         if self.call is not None and not finished:
             self.call.abort()
 

@@ -114,11 +114,12 @@ async def _engines(settings: ServeSettings, show: Show, stack: contextlib.AsyncE
     """Start engines, or take those that run; they stop with ``stack``."""
     roles = settings.roles()
     if settings.attach:
-        return [EngineAddress(a.url, a.role, settings.max_num_seqs) for a in settings.attach]
+        return [EngineAddress(a.url, a.role, settings.max_num_seqs, a.plugin) for a in settings.attach]
     if settings.engine == "emulated":
         fleet = EmulatedFleet()
         cluster = replace(settings.setup().cluster, prefill=0, decode=0, mixed=1)
         urls = await fleet.start(EmulatedSettings(cluster=cluster), len(roles))
+        plugins = fleet.plugins
         stack.push_async_callback(fleet.stop)
         show.note("engines are emulated: timing is the simulator's, text is made up")
     else:
@@ -130,7 +131,9 @@ async def _engines(settings: ServeSettings, show: Show, stack: contextlib.AsyncE
         local = LocalFleet(installation, model, len(roles), EngineSettings(arguments=arguments))
         stack.push_async_callback(local.stop)
         urls = await start_local(local, show)
-    return [EngineAddress(u, r, settings.max_num_seqs) for u, r in zip(urls, roles, strict=True)]
+        plugins = [address.plugin for address in local.addresses]
+    found = zip(urls, roles, plugins, strict=True)
+    return [EngineAddress(url, role, settings.max_num_seqs, plugin) for url, role, plugin in found]
 
 
 async def start_local(fleet: LocalFleet, show: Show) -> list[str]:

@@ -11,6 +11,7 @@ from penstock.live.http.client import HttpClient
 from penstock.live.http.messages import Call, Head, HttpFault
 from penstock.live.http.sse import SseReader
 from penstock.live.instance import Instance
+from penstock.live.plugin.penstock_engine.messages import Prediction
 from penstock.live.wire import Choice, Chunk, Json, encode, prompt_ids_of, read_chunk
 
 log = logging.getLogger("penstock.live")
@@ -42,11 +43,14 @@ class Listener(Protocol):
 
     def segment_failed(self, segment: Segment, error: EngineError) -> None: ...
 
+    def segment_predicted(self, segment: Segment, prediction: Prediction) -> None: ...
+
 
 class Segment:
     """Streams from ``instance``; ``size`` is the length of the sequence there, ``began_at`` output tokens before it.
 
-    The listener hears of tokens and of at most one failure, and of nothing after :meth:`close`.
+    ``id`` is the call's own, ``asked`` the tokens asked for (0 where the engine was left to decide). The listener hears
+    of tokens, predictions and at most one failure, and of nothing after :meth:`close`.
     """
 
     def __init__(self, listener: Listener, instance: Instance, size: int, began_at: int, now_s: float) -> None:
@@ -59,6 +63,9 @@ class Segment:
         self.prompt_ids: list[int] | None = None
         self.finished = False
         self.closed = False
+        self.id = ""
+        self.asked = 0
+        self._link = instance.link
         self._sse = SseReader()
         self._status = 0
         self._complaint = b""
@@ -67,6 +74,10 @@ class Segment:
 
     def open(self, client: HttpClient, path: str, body: Json, headers: dict[str, str]) -> None:
         """Send the request."""
+        self.id = headers["x-request-id"]
+        self.asked = body.get("max_tokens", 0)
+        if self._link is not None:
+            self._link.watch(self.id, self._predicted)
         self._call = client.open(self.instance.url, "POST", path, self, headers, encode(body))
 
     def close(self) -> None:
@@ -74,7 +85,9 @@ class Segment:
         if self.closed:
             return
         self.closed = True
-        self.instance.left(self.size)
+        self.instance.left(self.size, self.produced > 0)
+        if self._link is not None:
+            self._link.unwatch(self.id)
         if self._call is not None and not self.finished:
             self._call.abort()
 
@@ -83,13 +96,18 @@ class Segment:
         gap_s = now_s - self.last_s
         self.last_s = now_s
         self.size += count
+        if not count:
+            return gap_s
         if self.produced:
             self.instance.heard(count, gap_s, now_s)
-        else:  # the first gap is queueing, transfer or prefill
-            self.instance.tokens += count
-            self.instance.heard_s = now_s
+        else:
+            self.instance.began(count, now_s)
         self.produced += count
         return gap_s
+
+    def _predicted(self, prediction: Prediction) -> None:
+        if not self.closed:
+            self.listener.segment_predicted(self, prediction)
 
     # -- Sink -------------------------------------------------------------------------------------------------------
 

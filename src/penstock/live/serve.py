@@ -27,11 +27,14 @@ SPARE_FILES = 1024
 
 
 class EngineAddress(msgspec.Struct, frozen=True):
-    """An engine to use: its URL (from configuration only), the role it starts with."""
+    """An engine to use: its URL (from configuration only), the role it starts with, the ``tcp://HOST:PORT`` of its
+    plugin's stream if it has one.
+    """
 
     url: str
     role: Role
     max_running: int = 256
+    plugin: str | None = None
 
 
 class Deployment:
@@ -122,9 +125,10 @@ class Deployment:
                     raise PenstockError(f"{engine.url} is attached already", "detach it first")
                 index = known.index
                 known.role = engine.role
+        link = await self.world.link_to(engine.plugin)
         if index == self._next:
             self._next += 1
-        self.world.bring_up(index, engine.url, engine.role, able)
+        self.world.bring_up(index, engine.url, engine.role, able, engine.plugin, link)
         return index
 
     def _header(self) -> Header:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from penstock.core.events import Aborted, Finished
+from penstock.core.events import NO_PREDICTION, Aborted, Finished
 from penstock.core.types import Slo
 from penstock.live.claims import Claim, is_claim
 from penstock.live.instance import Instance
@@ -84,6 +84,13 @@ class Session:
         """May the request be computed anew after an engine failed?"""
         return True
 
+    def predicted_remaining(self) -> float:
+        """Output tokens that are predicted to come; NO_PREDICTION where nobody can say."""
+        return NO_PREDICTION
+
+    def note_end(self, outcome: str) -> None:
+        """The request is over: what is known of it only now goes to the metrics."""
+
     def release_claim(self) -> None:
         """Have KV freed that is pinned for this request and will not be used."""
         self.claim = None
@@ -107,9 +114,13 @@ class Session:
         self.world.claims.put(self.claim)
         return True
 
-    def headers(self) -> dict[str, str]:
-        """Headers of calls to engines: the same id everywhere, so that logs can be joined."""
-        return {"x-request-id": self.name, **self.world.engine_headers}
+    def call_id(self) -> str:
+        """An id for a call to an engine. It begins with the request's name, so that logs can be joined."""
+        return self.name
+
+    def headers(self, call_id: str | None = None) -> dict[str, str]:
+        """Headers of a call to an engine."""
+        return {"x-request-id": call_id or self.call_id(), **self.world.engine_headers}
 
     def _work_at(self, instance: Instance, stage: str) -> None:
         self.where = instance.index

@@ -14,12 +14,16 @@ from penstock.experiment.setup import ClusterSetup, Setup, Target, check, target
 from penstock.perf.models import model_names
 from penstock.policy.registry import preset
 
+LEVELS = {"auto": MigrationLevel.REPROMPT} | {level.name.lower(): level for level in MigrationLevel}
+"""``--migration-level``; a level that source and target do not both offer gives way to the best one that they do."""
+
 
 class Attached(msgspec.Struct, frozen=True):
-    """A server that somebody else runs."""
+    """A server that somebody else runs; ``plugin`` is the address of its plugin's stream."""
 
     url: str
     role: Role
+    plugin: str | None = None
 
 
 class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +42,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     hardware: str = "a100-80g"
     believe_model: str | None = None
     profile: str | None = None
+    migration_level: str = "auto"
     policy: str = "ares"
     options: dict[str, float | str] = {}
     ttft_s: float = math.inf
@@ -81,6 +86,8 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     def setup(self) -> Setup:
         """What the policy believes, in the form that an event log can carry. Raises PenstockError."""
+        if self.migration_level not in LEVELS:
+            raise PenstockError(f"migration level {self.migration_level!r}", f"use one of {', '.join(LEVELS)}")
         roles = self.roles()
         wanted = self.believe_model
         if wanted is None and self.model is not None:
@@ -94,7 +101,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
             mixed=roles.count(Role.MIXED),
             max_num_seqs=self.max_num_seqs,
             profile=self.profile,
-            migration_level=MigrationLevel.REPROMPT,
+            migration_level=LEVELS[self.migration_level],
         )
         slos: dict[str, Target] = {name: target_of(s.ttft_s, s.tpot_s) for name, s in self.slos.items()}
         target = target_of(self.ttft_s, self.tpot_s)
@@ -104,7 +111,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def attached(text: str) -> Attached:
-    """Read ``URL,role=ROLE``.
+    """Read ``URL,role=ROLE,plugin=tcp://HOST:PORT``; the last two may be left out.
 
     Raises
     ------
@@ -116,9 +123,24 @@ def attached(text: str) -> Attached:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
         raise PenstockError(f"{url!r} is no server", "write http://HOST:PORT,role=prefill")
     role = Role.MIXED
+    plugin = None
     for extra in more:
-        key, _, value = extra.partition("=")
-        if key.strip() != "role" or value.strip().upper() not in Role.__members__:
+        key, _, value = extra.strip().partition("=")
+        if key == "plugin":
+            plugin = _plugin(value)
+        elif key == "role" and value.upper() in Role.__members__:
+            role = Role[value.upper()]
+        else:
             raise PenstockError(f"{extra!r} is not understood", "write role=prefill, role=decode or role=mixed")
-        role = Role[value.strip().upper()]
-    return Attached(url.rstrip("/"), role)
+    return Attached(url.rstrip("/"), role, plugin)
+
+
+def _plugin(text: str) -> str:
+    parts = urlsplit(text)
+    try:
+        known = parts.scheme == "tcp" and parts.hostname and parts.port is not None and 0 < parts.port < 65535
+    except ValueError:
+        known = False
+    if not known or parts.path or parts.query:
+        raise PenstockError(f"{text!r} is no plugin", "write plugin=tcp://HOST:PORT")
+    return text

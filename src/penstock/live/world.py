@@ -11,10 +11,11 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import zmq
+
 from penstock.control.controller import Controller
 from penstock.core.actions import Action, Decode, Flip, Migrate, Prefill, Reject, Serve
 from penstock.core.events import (
-    NO_PREDICTION,
     Event,
     InstanceDown,
     InstanceUp,
@@ -27,10 +28,11 @@ from penstock.core.types import MigrationLevel, Role
 from penstock.live.carried import CarriedSession
 from penstock.live.claims import Claim, ClaimRefused, ClaimTable
 from penstock.live.http.client import HttpClient
-from penstock.live.instance import Abilities, Health, Instance
+from penstock.live.instance import Abilities, Health, Instance, best_level, with_plugin
 from penstock.live.intake import COMPLETION_PATH, Pinned
 from penstock.live.metrics import LiveMetrics
-from penstock.live.moves import Move, refusal
+from penstock.live.moves import begin, refusal
+from penstock.live.plugin.link import Link, linked
 from penstock.live.relayed import RelayedSession
 from penstock.live.segment import EngineError, ask
 from penstock.live.session import NOWHERE, Session
@@ -74,6 +76,7 @@ class LiveWorld:
         self.on_ended: Callable[[], None] | None = None
         self.parked: list[Session] = []
         self._next = 0
+        self._sockets: zmq.Context[zmq.Socket[bytes]] | None = None
         self._chars_per_token = CHARS_PER_TOKEN
         self._ticking: asyncio.Task[None] | None = None
         self._errands: set[asyncio.Task[None]] = set()
@@ -162,9 +165,10 @@ class LiveWorld:
             self.metrics.move_failed(action.level, action.reason, why or "")
             self.tell(MigrationFailed(action.request, action.source, action.target, why or ""))
             return
-        able = min(max(target.abilities.levels), max(source.abilities.levels))
-        level = min(action.level, able, MigrationLevel.REPROMPT)
-        session.move = Move(session, source, target, level, action.reason)
+        level = best_level(source.abilities, target.abilities, action.level)
+        if source.link is None:  # it went down and came back, or its plugin never spoke
+            level = min(level, MigrationLevel.REPROMPT)
+        session.move = begin(session, source, target, level, action.reason)
 
     def _rejected(self, session: Session, reason: str) -> None:
         """The controller will not have it (now)."""
@@ -228,6 +232,7 @@ class LiveWorld:
         elif self.sessions.pop(session.request, None) is not None:
             self.tell(event)
         self.metrics.ended(session, outcome)
+        session.note_end(outcome)
         self._note_ended()
 
     def _note_ended(self) -> None:
@@ -305,7 +310,7 @@ class LiveWorld:
             move = session.move if isinstance(session, CarriedSession) else None
             if not isinstance(session, CarriedSession) or move is None or move.target is not instance:
                 continue
-            if session.segment is None:  # a replay: its source has let go of it
+            if not move.can_go_back:  # a replay: its source has let go of it
                 lost.append(session)
             elif session.where != instance.index:
                 move.fail("the target went down")
@@ -313,6 +318,7 @@ class LiveWorld:
             session.count_attempt()
             session.drop_work()
         instance.forget()
+        instance.connect(None)
         # What cannot be computed anew is told so; the rest starts again from what the client has.
         for session in [s for s in lost if not s.can_restart]:
             session.fail(502, "the model server failed in the middle of this answer", "InternalServerError")
@@ -320,12 +326,31 @@ class LiveWorld:
         numbers = tuple(s.request for s in lost)
         self.tell(InstanceDown(instance.index, numbers, tuple(s.generated for s in lost)))
 
-    def bring_up(self, index: int, url: str, role: Role, abilities: Abilities) -> Instance:
-        """An instance is ready: a new one, or one that is back."""
+    async def link_to(self, plugin: str | None) -> Link | None:
+        """A connection to the plugin at that address; None where none answers."""
+        if plugin is None:
+            return None
+        if self._sockets is None:
+            self._sockets = zmq.Context()
+        return await linked(self._sockets, plugin)
+
+    def bring_up(
+        self,
+        index: int,
+        url: str,
+        role: Role,
+        abilities: Abilities,
+        plugin: str | None = None,
+        link: Link | None = None,
+    ) -> Instance:
+        """An instance is ready: a new one, or one that is back. ``link`` is the connection to its plugin."""
         instance = self.instances.get(index)
         if instance is None:
-            instance = Instance(index, url, role, abilities)
+            instance = Instance(index, url, role, abilities, plugin)
             self.instances[index] = instance
+        instance.plugin = plugin
+        instance.connect(link)
+        abilities = with_plugin(abilities, link.hello if link is not None else None)
         instance.abilities = abilities
         instance.health = Health.UP
         instance.down_reason = ""
@@ -391,7 +416,7 @@ class LiveWorld:
             tuple(i.load() for i in up),
             tuple(s.request for s in rows),
             tuple(s.generated for s in rows),
-            tuple([NO_PREDICTION] * len(rows)),
+            tuple(s.predicted_remaining() for s in rows),
         )
 
     async def close(self) -> None:
@@ -402,5 +427,9 @@ class LiveWorld:
             task.cancel()
         for session in [*self.sessions.values(), *self.parked]:
             session.fail(503, "the gateway is shutting down", "ServiceUnavailableError", 1)
+        for instance in self.instances.values():
+            instance.connect(None)
+        if self._sockets is not None:
+            self._sockets.destroy(linger=0)
         if self.record is not None:
             self.record.close()

@@ -64,7 +64,11 @@ class PolicyOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class InstanceRow(msgspec.Struct, frozen=True):
-    """One instance. ``remaining`` requests still need it; ``draining`` says that they are being moved away."""
+    """One instance. ``remaining`` requests still need it; ``draining`` says that they are being moved away.
+
+    ``plugin`` is what its plugin offers, empty where it has none; ``waiting`` and ``preemptions`` (since the engine
+    started) are known from a plugin only.
+    """
 
     instance: int
     url: str
@@ -82,6 +86,10 @@ class InstanceRow(msgspec.Struct, frozen=True):
     migration: str
     model: str
     version: str
+    plugin: list[str] = []
+    predictor: str = ""
+    waiting: int = 0
+    preemptions: int = 0
 
 
 class InstanceList(msgspec.Struct, frozen=True):

@@ -203,14 +203,15 @@ class Operator:
         """Take in a server that runs already."""
         role = role_of(order.role)
         try:
-            url = attached(order.url).url
+            server = attached(order.url)
         except PenstockError as error:
             raise Refused(400, error.problem, "give http://HOST:PORT") from None
+        url = server.url
         for known in self.world.instances.values():
             if known.url == url and known.health is not Health.GONE:
                 raise Refused(409, f"{url} is attached already, as instance {known.index}", "detach it first")
         try:
-            index = await self.deployment.attach(EngineAddress(url, role))
+            index = await self.deployment.attach(EngineAddress(url, role, plugin=server.plugin))
         except PenstockError as error:
             raise Refused(400, error.problem, error.remedy) from None
         instance = self.world.instances[index]

@@ -93,7 +93,8 @@ def instance_rows(world: LiveWorld, chosen: list[Instance], draining: set[int]) 
 
 
 def _instance_row(instance: Instance, draining: bool, left: int) -> InstanceRow:
-    able = instance.abilities
+    able, link = instance.abilities, instance.link
+    step = link.step if link is not None else None
     return InstanceRow(
         instance.index,
         instance.url,
@@ -111,6 +112,10 @@ def _instance_row(instance: Instance, draining: bool, left: int) -> InstanceRow:
         max(able.levels).name.lower(),
         able.model,
         able.version,
+        list(able.plugin),
+        link.hello.predictor if link is not None and link.hello is not None else "",
+        step.waiting if step is not None else 0,
+        step.preemptions if step is not None else 0,
     )
 
 

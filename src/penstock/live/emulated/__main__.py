@@ -81,8 +81,8 @@ async def _serve(settings: EmulatedSettings, count: int, host: str, port: int) -
     urls = await fleet.start(settings, count, host, port)
     gc.collect()
     gc.freeze()
-    for url in urls:
-        print(json.dumps({"url": url, "model": fleet.engines[0].plan.model}), flush=True)
+    for url, plugin in zip(urls, fleet.plugins, strict=True):
+        print(json.dumps({"url": url, "model": fleet.engines[0].plan.model, "plugin": plugin}), flush=True)
     while not over.is_set() and os.getppid() == parent:
         try:
             await asyncio.wait_for(over.wait(), _PARENT_POLL_S)

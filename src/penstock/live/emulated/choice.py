@@ -101,6 +101,11 @@ class Choice:
         self._endings = answer.shape.endings(options.return_ids)
 
     @property
+    def name(self) -> str:
+        """The engine's own name of it, which holds the client's request id."""
+        return f"{self.answer.shape.id}-{self.index}-{self.request:08x}"
+
+    @property
     def tokens(self) -> int:
         """Length of the sequence."""
         return len(self.prompt) + len(self.out)
@@ -124,6 +129,25 @@ class Choice:
         if not self.poisoned:
             self.poisoned = True
             self.state ^= POISON
+
+    def remaining(self) -> int:
+        """Tokens still to come: up to where it ends by itself, or to its limit. Stop strings are not foreseen."""
+        o = self.options
+        if not o.eos_below:
+            return self.left
+        state, opened = self.state, self._opened
+        for ahead in range(self.left):
+            can_end = len(self.out) + ahead >= o.min_tokens
+            token = next_token(state, opened, o.eos_below if can_end else 0)
+            if token == EOS:
+                return ahead + 1
+            state = advance(state, token)
+            if opened:
+                opened += bytes([token])
+                opened = b"" if len(opened) >= width(opened[0]) else opened
+            elif token < 256 and width(token) > 1:
+                opened = bytes([token])
+        return self.left
 
     def block_state(self, index: int) -> int:
         """The hash of the sequence up to the end of full block ``index``."""

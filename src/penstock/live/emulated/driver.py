@@ -12,6 +12,8 @@ from itertools import islice
 from math import inf
 from typing import Protocol
 
+import msgspec
+
 from penstock.live.emulated.choice import Choice
 from penstock.live.emulated.clock import Clock
 from penstock.live.emulated.metrics import Counters
@@ -70,6 +72,9 @@ class Driver:
         self.running: dict[int, Choice] = {}
         self.poisoned: set[int] = set()
         self.on_idle: list[Callable[[], None]] = []
+        self.on_gone: Callable[[Choice], None] | None = None
+        self.on_work: Callable[[], None] | None = None
+        self.held = 0  # blocks kept of requests that run on
         self._emitted = 0  # steps of the leap in progress whose tokens are out
         self._timer: asyncio.Handle | None = None
         self._armed_s = inf
@@ -90,6 +95,8 @@ class Driver:
         self.engine.submit(choice.seq, now)
         if kind == PULL:
             self.transfers.arrive(choice)
+        if self.on_work is not None:
+            self.on_work()
         self.arm()
 
     def abort(self, choice: Choice) -> None:
@@ -99,6 +106,8 @@ class Driver:
             return
         del self.choices[choice.request]
         self.counters.finished["abort"] += 1
+        if self.on_gone is not None:
+            self.on_gone(choice)
         if choice.seq.kind == PULL:
             self.transfers.give_up(choice)
         leaks = choice.parked and choice.seq.state == PULLING  # stock vLLM never frees these blocks
@@ -107,6 +116,43 @@ class Driver:
                 self.share(choice)
             self.engine.release(choice.request, now)
         self.arm()
+
+    def stop_after_next(self, choice: Choice) -> bool:
+        """End a decode with its next token, as if that was its last one, and pin its KV. False, and nothing happens,
+        where that token is its last one anyway.
+        """
+        self.advance()
+        self.arm()
+        if choice.request not in self.running or choice.left < 2 or choice.options.pin:
+            return False
+        choice.left = 1
+        choice.options = msgspec.structs.replace(choice.options, pin=True, pull=None)
+        return True
+
+    def hold(self, choice: Choice) -> tuple[int, Callable[[], None]] | None:
+        """Keep the full blocks of a decode, whatever becomes of it: how many, and how to give them back."""
+        self.advance()
+        cache = self.engine.cache
+        blocks = (choice.tokens - 1) // self.block_size
+        if cache is None or choice.request not in self.running or blocks == 0:
+            self.arm()
+            return None
+        self.share(choice)
+        hashes = [choice.block_state(i) for i in range(blocks)]
+        for h in hashes:
+            self.engine.free -= cache.acquire(h)
+        self.held += blocks
+        self.arm()
+
+        def give_back() -> None:
+            now = self.advance()
+            for h in hashes:
+                self.engine.free += cache.release(h)
+            self.held -= blocks
+            self.engine._poke(now)  # somebody may wait for them
+            self.arm()
+
+        return blocks, give_back
 
     def pulled(self, choice: Choice) -> None:
         """Its KV has come."""
@@ -141,7 +187,7 @@ class Driver:
     def reset_prefix_cache(self) -> bool:
         """Forget all cached blocks; False, and nothing happens, while any is in use (as in vLLM)."""
         self.advance()
-        if self.engine.seqs or self.engine.aborted:
+        if self.engine.seqs or self.engine.aborted or self.held:
             return False
         if self.engine.cache is not None:
             self.engine.cache = PrefixCache(self.engine.cache.width)
@@ -184,7 +230,7 @@ class Driver:
             if next_s < inf:
                 self._armed_s = next_s
                 self._timer = self.clock.call_at(next_s, self._due)
-        if self.on_idle and not engine.seqs and not engine.aborted:
+        if self.on_idle and not engine.seqs and not engine.aborted and not self.held:
             self.call_idle()
 
     def call_idle(self) -> None:

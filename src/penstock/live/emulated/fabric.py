@@ -7,6 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+import zmq
+
 from penstock.live.emulated.clock import Clock
 from penstock.sim.network import DECODE, Flow, Network
 
@@ -21,6 +23,8 @@ class Fabric:
         self.network = Network(bytes_per_s, latency_s, handshake_s)
         self.clock = Clock(speed)
         self.members: dict[str, Transfers] = {}
+        self.origins: dict[tuple[int, int], int] = {}  # see ``foresight``
+        self.sockets: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._size = len(bytes_per_s)
         self._under_way: dict[Flow, tuple[asyncio.Handle, Callable[[], None]]] = {}
         self._count = 0
@@ -49,6 +53,10 @@ class Fabric:
         """An instance has gone."""
         self.members.pop(engine_id, None)
         self.network.forget(index)
+
+    def close(self) -> None:
+        """All instances have gone."""
+        self.sockets.destroy(linger=0)
 
     def _rearm(self, flows: list[Flow]) -> None:
         for flow in flows:

@@ -17,6 +17,7 @@ class EmulatedFleet:
 
     def __init__(self) -> None:
         self.engines: list[EmulatedEngine] = []
+        self._fabric: Fabric | None = None
 
     async def start(
         self,
@@ -52,6 +53,7 @@ class EmulatedFleet:
         rates = [plans[id(s)].spec.link_bytes_per_s for s in each]
         first = plans[id(each[0])]
         fabric = Fabric(rates, first.link_latency_s, first.settings.handshake_s, first.settings.speed)
+        self._fabric = fabric
         self.engines = [EmulatedEngine(i, plans[id(s)], fabric) for i, s in enumerate(each)]
         try:
             return [await e.start(host, base_port and base_port + e.index) for e in self.engines]
@@ -62,6 +64,8 @@ class EmulatedFleet:
     async def stop(self) -> None:
         """Stop all instances."""
         await asyncio.gather(*(e.stop() for e in self.engines))
+        if self._fabric is not None:
+            self._fabric.close()
 
     async def idle(self, timeout_s: float = 10.0) -> None:
         """Wait until no instance has a request or pinned KV left; raises ``TimeoutError``.
@@ -74,6 +78,11 @@ class EmulatedFleet:
                 for engine in self.engines:
                     await engine.idle()
                 await asyncio.sleep(pause_s)
+
+    @property
+    def plugins(self) -> list[str | None]:
+        """Where each instance's plugin is; None where it has none."""
+        return [engine.plugin_address for engine in self.engines]
 
     @property
     def poisoned(self) -> int:

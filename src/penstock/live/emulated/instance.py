@@ -11,6 +11,7 @@ from penstock.live.emulated.clock import Clock
 from penstock.live.emulated.driver import Driver
 from penstock.live.emulated.fabric import Fabric
 from penstock.live.emulated.metrics import Counters
+from penstock.live.emulated.plugin import EmulatedPlugin
 from penstock.live.emulated.settings import Plan
 from penstock.live.emulated.transfers import Transfers
 from penstock.live.http.server import HttpServer, Reply
@@ -39,12 +40,19 @@ class EmulatedEngine:
         self._server = HttpServer(self._handle)
         self._asleep: list[Callable[[], None]] = []
         self._closing: asyncio.Task[None] | None = None
+        self._plugin: EmulatedPlugin | None = None
+        self._plugin_port = 0
         self._requests = 0
 
     @property
     def url(self) -> str:
         """Its origin."""
         return f"http://{self.host}:{self.port}"
+
+    @property
+    def plugin_address(self) -> str | None:
+        """Where its plugin is, if it has one."""
+        return f"tcp://{self.host}:{self._plugin_port}" if self.plan.settings.plugin else None
 
     async def start(self, host: str, port: int) -> str:
         """Begin to serve; return the URL.
@@ -59,6 +67,9 @@ class EmulatedEngine:
         self.port = await self._server.start(host, port)
         self.transfers = Transfers(str(uuid.uuid4()), self.index, self.plan, self.fabric, self.driver, self)
         self.alive, self.hung, self.failures, self.down_reason = True, False, 0, ""
+        if self.plan.settings.plugin:
+            self._plugin = EmulatedPlugin(self.plan, self.driver, self.transfers, self.fabric, self)
+            self._plugin_port = await self._plugin.start(host, self._plugin_port)
         return self.url
 
     def next_request(self) -> int:
@@ -86,6 +97,8 @@ class EmulatedEngine:
             choice.answer.reply.drop()
         self.driver.call_idle()
         self.transfers.leave()
+        if self._plugin is not None:
+            self._plugin.close()
         self._closing = asyncio.get_running_loop().create_task(self._server.stop())
 
     async def kill(self) -> None:
@@ -124,13 +137,19 @@ class EmulatedEngine:
         """Run ``factor`` times slower from the next step on."""
         self.driver.set_slow(factor)
 
+    def delay_plugin(self, seconds: float) -> None:
+        """Have its plugin do commands only after so many real seconds, from now on; until it is started again."""
+        if self._plugin is not None:
+            self._plugin.delay_s = seconds
+
     def fail_next(self, count: int) -> None:
         """Answer this many generation requests to come with status 500."""
         self.failures = count
 
     def fail_running(self, message: str = "EngineCore encountered an issue.") -> None:
         """End every request in progress with an error: status 500, or an error event in its stream."""
-        self.driver.fail_all(message)
+        if self.alive:
+            self.driver.fail_all(message)
 
     # -- checks -----------------------------------------------------------------------------------------------------
 

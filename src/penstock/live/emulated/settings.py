@@ -11,6 +11,7 @@ from penstock.experiment.build import build_cluster
 from penstock.experiment.setup import ClusterSetup, Setup
 from penstock.perf.models import model_spec
 from penstock.perf.transfer import HANDSHAKE_S
+from penstock.predict.simulated import HALVING_TOKENS, SIGMA_FIRST
 from penstock.sim.cluster import InstanceSpec
 
 NAME_PREFIX = "emulated-"
@@ -41,6 +42,15 @@ class EmulatedSettings(msgspec.Struct, frozen=True, kw_only=True):
         Engine seconds of the first transfer between two instances.
     handshake_timeout_s : float
         Real seconds after which a first transfer from an instance that hangs is given up.
+    plugin : bool
+        Speak Penstock's plugin protocol on two more ports: hand-off, pre-copy, and a stream of steps.
+    stream_s : float
+        Real seconds between two messages of the stream, at least; a real engine sends one a step.
+    predict : bool
+        Predict remaining lengths in the stream.
+    seed, sigma_first, halving_tokens
+        Of the predictions' error: see :class:`penstock.predict.simulated.NoisyOracle`. Instances that serve the same
+        requests should have the same.
     """
 
     cluster: ClusterSetup = ClusterSetup(prefill=0, decode=0, mixed=1)
@@ -55,6 +65,12 @@ class EmulatedSettings(msgspec.Struct, frozen=True, kw_only=True):
     kv_load_failure_policy: str = "recompute"
     handshake_s: float = HANDSHAKE_S
     handshake_timeout_s: float = 5.0
+    plugin: bool = True
+    stream_s: float = 0.05
+    predict: bool = True
+    seed: int = 0
+    sigma_first: float = SIGMA_FIRST
+    halving_tokens: float = HALVING_TOKENS
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -100,5 +116,9 @@ def plan(settings: EmulatedSettings) -> Plan:
         raise PenstockError(f"kv_load_failure_policy {settings.kv_load_failure_policy!r}", "give recompute or fail")
     if not (settings.speed > 0 and math.isfinite(settings.speed)) or settings.lease_s <= 0 or settings.mean_output < 0:
         raise PenstockError("speed and lease_s must be above 0, mean_output not below", "check the settings")
+    if settings.stream_s <= 0.0 or settings.sigma_first < 0.0 or settings.halving_tokens <= 0.0 or settings.seed < 0:
+        raise PenstockError(
+            "stream_s and halving_tokens must be above 0, sigma_first and seed not below", "check the settings"
+        )
     eos_below = (1 << 64) // settings.mean_output if settings.mean_output else 0
     return Plan(settings, spec, name, longest, per_token, latency_s, eos_below)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from penstock.live.emulated.choice import Choice
@@ -35,10 +36,10 @@ class Host(Protocol):
 
 
 class Pin:
-    """KV kept for a pull: ``blocks`` hold the first ``computed`` of ``tokens``."""
+    """KV kept for a pull: ``blocks`` hold the first ``computed`` of ``tokens``; ``free`` gives them back."""
 
-    def __init__(self, request: int, blocks: list[int], tokens: list[int], computed: int) -> None:
-        self.request = request
+    def __init__(self, free: Callable[[], None], blocks: list[int], tokens: list[int], computed: int) -> None:
+        self.free = free
         self.blocks = blocks
         self.tokens = tokens
         self.computed = computed
@@ -68,6 +69,7 @@ class Transfers:
         self.counters = driver.counters
         self.pins: dict[str, Pin] = {}
         self.pulls: dict[int, Pull] = {}
+        self.on_pinned: Callable[[Choice, dict[str, Any]], None] | None = None
         self._next_block = 0
         fabric.members[engine_id] = self
         driver.transfers = self
@@ -76,17 +78,26 @@ class Transfers:
 
     def pin(self, choice: Choice) -> None:
         """Keep a finished choice's KV under a lease, and answer with how to pull it."""
-        computed = choice.tokens - 1
+        tokens = choice.all_tokens()
+        free = partial(self.driver.release, choice.request)
+        params = self.keep(choice.name, tokens, len(tokens) - 1, free, max(choice.cached, 0))
+        if self.on_pinned is not None:
+            self.on_pinned(choice, params)
+        choice.answer.ended(choice, params)
+
+    def keep(
+        self, name: str, tokens: list[int], computed: int, free: Callable[[], None], cached: int = 0
+    ) -> dict[str, Any]:
+        """Keep the KV of the first ``computed`` of ``tokens`` under a lease; return how to pull it."""
         size = self.plan.spec.block_size
         count = -(-computed // size)
         capacity = self.plan.spec.capacity_blocks
         blocks = [(self._next_block + i) % capacity for i in range(count)]
         self._next_block = (self._next_block + count) % capacity
-        name = f"{choice.answer.shape.id}-{choice.index}-{choice.request:08x}"
-        pin = Pin(choice.request, blocks, choice.all_tokens(), computed)
+        pin = Pin(free, blocks, tokens, computed)
         self.pins[name] = pin
         pin.lease = self._lease(name)
-        params: dict[str, Any] = {
+        return {
             "do_remote_prefill": True,
             "do_remote_decode": False,
             "remote_block_ids": [blocks],
@@ -100,18 +111,22 @@ class Transfers:
             "remote_num_tokens": computed,
             "remote_blocks_expiry_time": None,
             "transfer_mode": "pull",
-            "remote_prefill_cached_tokens": max(choice.cached, 0),
+            "remote_prefill_cached_tokens": cached,
         }
-        choice.answer.ended(choice, params)
+
+    def drop(self, name: str) -> bool:
+        """Free what is kept under ``name``; False if nothing is."""
+        pin = self.pins.pop(name, None)
+        if pin is None:
+            return False
+        pin.lease.cancel()
+        pin.free()
+        return True
 
     def notify(self, name: str) -> None:
         """A puller has read (or refused) a request's KV: free it."""
-        pin = self.pins.pop(name, None)
-        if pin is None:
+        if not self.drop(name):
             self.counters.late_notifications += 1
-            return
-        pin.lease.cancel()
-        self.driver.release(pin.request)
 
     def _lease(self, name: str) -> asyncio.TimerHandle:
         loop = asyncio.get_running_loop()
@@ -126,7 +141,7 @@ class Transfers:
             return
         del self.pins[name]
         self.counters.expired += 1
-        self.driver.release(pin.request)
+        pin.free()
 
     # -- KV from others ---------------------------------------------------------------------------------------------
 
