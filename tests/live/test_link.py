@@ -14,10 +14,10 @@ import msgspec
 import pytest
 import zmq
 
-from penstock.live.plugin import link as link_module
-from penstock.live.plugin.link import Link, LinkError, linked
+from penstock.live import link as link_module
+from penstock.live.link import Link, LinkError, linked
 from penstock.live.plugin.penstock_engine.messages import PROTOCOL, Answer, Command, Prediction, Running, Step
-from penstock.live.plugin.sockets import LoopSocket, next_port
+from penstock.live.sockets import LoopSocket, next_port
 from tests.live.answers import until
 from tests.live.support import run
 

@@ -13,9 +13,9 @@ from penstock.live.claims import ClaimRefused
 from penstock.live.forecast import Forecast
 from penstock.live.instance import Instance
 from penstock.live.intake import COMPLETION_PATH, Intake
+from penstock.live.link import Link
 from penstock.live.output import ClientOutput
 from penstock.live.playout import Playout, Shown
-from penstock.live.plugin.link import Link
 from penstock.live.plugin.penstock_engine.messages import Prediction
 from penstock.live.segment import EngineError, Segment, ask
 from penstock.live.session import Session

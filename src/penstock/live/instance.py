@@ -8,7 +8,7 @@ import msgspec
 
 from penstock.core.events import Load
 from penstock.core.types import MigrationLevel, Role
-from penstock.live.plugin.link import Link
+from penstock.live.link import Link
 from penstock.live.plugin.penstock_engine.messages import Answer, Step
 
 

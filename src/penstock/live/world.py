@@ -30,9 +30,9 @@ from penstock.live.claims import Claim, ClaimRefused, ClaimTable
 from penstock.live.http.client import HttpClient
 from penstock.live.instance import Abilities, Health, Instance, best_level, with_plugin
 from penstock.live.intake import COMPLETION_PATH, Pinned
+from penstock.live.link import Link, linked
 from penstock.live.metrics import LiveMetrics
 from penstock.live.moves import begin, refusal
-from penstock.live.plugin.link import Link, linked
 from penstock.live.relayed import RelayedSession
 from penstock.live.segment import EngineError, ask
 from penstock.live.session import NOWHERE, Session

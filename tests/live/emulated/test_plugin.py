@@ -11,7 +11,7 @@ import pytest
 import zmq
 
 from penstock.live.emulated.settings import EmulatedSettings, plan
-from penstock.live.plugin.link import Link, LinkError
+from penstock.live.link import Link, LinkError
 from penstock.live.plugin.penstock_engine.messages import Answer, Command, Prediction
 
 from .support import Bench, Stream, bench, expected, run, settings, spec

@@ -22,7 +22,7 @@ from penstock.live.emulated.foresight import LEVELS, Foresight
 from penstock.live.emulated.settings import Plan
 from penstock.live.emulated.transfers import Host, Transfers
 from penstock.live.plugin.penstock_engine.messages import Answer, Command, Running, Step
-from penstock.live.plugin.sockets import Frames, LoopSocket, next_port
+from penstock.live.sockets import Frames, LoopSocket, next_port
 
 _BIND_TRIES = 100
 _BIND_PAUSE_S = 0.02

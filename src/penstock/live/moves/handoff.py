@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from penstock.core.types import MigrationLevel
 from penstock.live.claims import Claim, ClaimRefused, is_claim
 from penstock.live.instance import Instance
+from penstock.live.link import Link, LinkError
 from penstock.live.moves.base import LAST_TOKENS, Move
-from penstock.live.plugin.link import Link, LinkError
 from penstock.live.plugin.penstock_engine.messages import Answer, Command
 from penstock.live.segment import EngineError
 

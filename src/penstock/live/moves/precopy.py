@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from penstock.core.types import MigrationLevel
 from penstock.live.claims import ClaimRefused
+from penstock.live.link import Link, LinkError
 from penstock.live.moves.handoff import Handoff
-from penstock.live.plugin.link import Link, LinkError
 from penstock.live.plugin.penstock_engine.messages import Answer, Command
 
 if TYPE_CHECKING:

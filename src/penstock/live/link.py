@@ -14,7 +14,7 @@ import msgspec
 import zmq
 
 from penstock.live.plugin.penstock_engine.messages import PROTOCOL, Answer, Command, Prediction, Step
-from penstock.live.plugin.sockets import Frames, LoopSocket, next_port
+from penstock.live.sockets import Frames, LoopSocket, next_port
 
 log = logging.getLogger("penstock.live")
 HELLO_S = 1.0
