@@ -1,10 +1,10 @@
-"""Live moves on three real vLLM servers (CPU build, bundled model, float32, greedy): identity, gaps, kill -9, SIGSTOP.
+"""Live moves on three real vLLM servers (CPU build, model "noise", float32, greedy): identity, gaps, kill -9, SIGSTOP.
 
     .venv/bin/python benchmarks/migration.py --requests 200 --json out.json
 
 Every request is first decoded by one engine alone; then all go through the gateway, each with forced moves between the
 two decode engines, cut at every offset modulo the block size in turn. Outputs must be equal token by token. After that
-the same with replay instead of re-prompt moves (for the gap), and with an engine killed and one stopped under load.
+the same with the other kinds of moves, and with an engine killed and one stopped under load.
 """
 
 from __future__ import annotations
@@ -35,10 +35,12 @@ from penstock.live.local.command import EngineSettings
 from penstock.live.local.connect import preconnect
 from penstock.live.local.install import find_python, inspect
 from penstock.live.local.launch import LocalFleet
+from penstock.live.local.noise import NOISE, noise_model
 from penstock.live.serve import Deployment, EngineAddress
 
 BLOCK = 32
-MODEL = "penstock-tiny"
+MODEL = NOISE
+LEVELS = (MigrationLevel.REPROMPT, MigrationLevel.REPLAY, MigrationLevel.HANDOFF, MigrationLevel.PRECOPY)
 ROLES = (Role.PREFILL, Role.DECODE, Role.DECODE)
 JSON = {"content-type": "application/json"}
 
@@ -116,7 +118,7 @@ class Trial:
         cluster = ClusterSetup(prefill=1, decode=2, migration_level=MigrationLevel.REPROMPT)
         setup = Setup(policy="least-kv", cluster=cluster, slo=Target(None, None))
         self.deployment = Deployment(setup, watch=Watch(silence_s=1.0))
-        engines = [EngineAddress(e.url, r) for e, r in zip(self.fleet.engines, ROLES, strict=True)]
+        engines = [EngineAddress(e.url, r, plugin=e.plugin) for e, r in zip(self.fleet.addresses, ROLES, strict=True)]
         self.url = await self.deployment.start(engines)
         self.world = self.deployment.world
 
@@ -154,6 +156,7 @@ class Trial:
         self.world.controller.migration_level = level
         before = Counter(metrics.migrations)
         metrics.pauses.clear()
+        metrics.last_pulls.clear()
         twice, cuts = metrics.decoded_twice, Counter[int]()
         gate = asyncio.Semaphore(parallel)
         itl: list[float] = []
@@ -189,6 +192,7 @@ class Trial:
             "why_rolled_back": dict(metrics.move_failures),
             "ordered_at_offsets": len(cuts),
             "decoded_twice": metrics.decoded_twice - twice,
+            "last_pulls": pulls(metrics.last_pulls),
             "seconds": took,
             "itl_ms": {"p50": q(itl, 0.5) * 1e3, "p99": q(itl, 0.99) * 1e3},
             "gap_ms": {"p50": q(pause, 0.5) * 1e3, "p99": q(pause, 0.99) * 1e3},
@@ -258,6 +262,13 @@ def q(values: Any, at: float) -> float:
     return float(np.quantile(values, at)) if len(values) else float("nan")
 
 
+def pulls(found: list[tuple[int, int]]) -> dict[str, float]:
+    """Of pre-copies: tokens of the last pull, and how many kept to two blocks plus what was decoded meanwhile."""
+    left = [tokens for tokens, _ in found]
+    kept = sum(tokens <= 2 * BLOCK + meanwhile for tokens, meanwhile in found)
+    return {"moves": len(found), "p50": q(left, 0.5), "max": max(left, default=0), "within_bound": kept}
+
+
 def histogram(steps: Any) -> dict[str, int]:
     """Counts by upper bound, in inter-token times."""
     edges = [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0, 20.0, 1e9]
@@ -267,19 +278,21 @@ def histogram(steps: Any) -> dict[str, int]:
 
 async def measure(requests: int, parallel: int, seed: int, faults: bool) -> dict[str, Any]:
     """All trials, in one run."""
-    settings = EngineSettings(max_model_len=4096, kv_bytes=128 * 2**20, block_size=BLOCK)
+    settings = EngineSettings(
+        served_name=NOISE, dtype="float32", max_model_len=4096, kv_bytes=128 * 2**20, block_size=BLOCK
+    )
     client = HttpClient()
     found: dict[str, Any] = {"cores": os.cpu_count(), "parallel": parallel}
-    async with LocalFleet(inspect(find_python()), None, 3, settings) as fleet:
+    async with LocalFleet(inspect(find_python()), str(noise_model()), 3, settings) as fleet:
         await preconnect([e.url for e in fleet.engines])
         trial = Trial(fleet, client, requests, seed)
         await trial.unmoved()
         await trial.start_gateway()
         try:
-            found["reprompt"] = await trial.moved(MigrationLevel.REPROMPT, parallel)
-            print("reprompt", json.dumps(found["reprompt"]), flush=True)
-            found["replay"] = await trial.moved(MigrationLevel.REPLAY, parallel)
-            print("replay", json.dumps(found["replay"]), flush=True)
+            for level in LEVELS:
+                name = level.name.lower()
+                found[name] = await trial.moved(level, parallel)
+                print(name, json.dumps(found[name]), flush=True)
             if faults:
                 for kind in ("kill -9", "SIGSTOP"):
                     found[kind] = await trial.fault(kind)

@@ -1,6 +1,7 @@
-"""Real engines for tests: three stock vLLM servers on the CPU with the bundled model, once per test session.
+"""Real engines for tests: three stock vLLM servers on the CPU, once per test session.
 
-They have the plugin, and a predictor whose weights are random.
+Their model is noise, so that one wrong KV block shows as other text. They have the plugin, and a predictor whose
+weights are random, too.
 
 Tests that use the fixture are marked ``engines`` by conftest.py, and `make tests` runs them apart from the others in
 one process. Under pytest-xdist a lock makes workers take turns, each with engines of its own: slow but right.
@@ -25,14 +26,16 @@ from penstock.live.local.command import EngineSettings
 from penstock.live.local.connect import preconnect
 from penstock.live.local.install import find_python, inspect
 from penstock.live.local.launch import LocalFleet
-from penstock.live.local.model import bundled_model
+from penstock.live.local.noise import NOISE, noise_model
 from random_head import random_head
 
 COUNT = 3
 BLOCK = 32
-MODEL = "penstock-tiny"
-# 128 MiB hold 32,768 tokens of the bundled model: room for what tests run at once, and 1.8 GB of RAM an engine.
-SETTINGS = EngineSettings(max_model_len=4096, kv_bytes=128 * 2**20, block_size=BLOCK)
+MODEL = NOISE
+# 128 MiB hold 32,768 tokens of the model: room for what tests run at once, and 1.8 GB of RAM an engine.
+SETTINGS = EngineSettings(
+    served_name=MODEL, dtype="float32", max_model_len=4096, kv_bytes=128 * 2**20, block_size=BLOCK
+)
 
 _GAUGE = re.compile(r"^vllm:(num_requests_running|num_requests_waiting|kv_cache_usage_perc)\{[^}]*\} (\S+)$", re.M)
 
@@ -112,8 +115,9 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
     with open(tmp_path_factory.getbasetemp().parent / "engines.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         head = tmp_path_factory.mktemp("head")
-        random_head(head, bundled_model())
-        fleet = LocalFleet(installation, count=COUNT, settings=msgspec.structs.replace(SETTINGS, head=str(head)))
+        random_head(head, noise_model())
+        settings = msgspec.structs.replace(SETTINGS, head=str(head))
+        fleet = LocalFleet(installation, str(noise_model()), COUNT, settings)
         try:
             asyncio.run(_open(fleet))
             yield Engines(fleet, head)

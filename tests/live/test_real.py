@@ -14,11 +14,10 @@ from pathlib import Path
 
 import uvloop
 
-from migration import Trial
-from penstock.core.types import MigrationLevel
+from migration import LEVELS, Trial
 from penstock.live.http.client import HttpClient
 from penstock.live.local.install import find_python
-from penstock.live.local.model import bundled_model
+from penstock.live.local.noise import NOISE, noise_model
 from tests.live.engines import Engines
 
 REQUESTS = 32
@@ -48,7 +47,7 @@ def play(engines: Engines, work: Callable[[Trial], Awaitable[None]]) -> None:
 
 def test_moved_outputs_equal_unmoved_ones(engines: Engines) -> None:
     async def work(trial: Trial) -> None:
-        for level in (MigrationLevel.REPROMPT, MigrationLevel.REPLAY):
+        for level in LEVELS:
             found = await trial.moved(level, parallel=3)
             assert found["identical"] == REQUESTS, found
             assert found["moves"] > 0, found
@@ -83,8 +82,8 @@ def test_the_load_generator_of_vllm(engines: Engines, tmp_path: Path) -> None:
             "add_cli_args(parser)\n"
             "main(parser.parse_args(sys.argv[1:]))\n"
         )
-        options = ["--backend", "vllm", "--base-url", trial.url, "--model", "penstock-tiny", "--ignore-eos"]
-        options += ["--tokenizer", str(bundled_model()), "--dataset-name", "random", "--random-input-len", "48"]
+        options = ["--backend", "vllm", "--base-url", trial.url, "--model", NOISE, "--ignore-eos"]
+        options += ["--tokenizer", str(noise_model()), "--dataset-name", "random", "--random-input-len", "48"]
         options += ["--random-output-len", "16", "--num-prompts", "12", "--request-rate", "20", "--disable-tqdm"]
         options += ["--save-result", "--result-dir", str(tmp_path), "--result-filename", "out.json"]
         process = await asyncio.create_subprocess_exec(

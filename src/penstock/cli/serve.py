@@ -42,6 +42,15 @@ def serve(
     engine_key: Annotated[
         str | None, _option(ENGINES, "--engine-api-key", help="API key of attached servers.", envvar="ENGINE_API_KEY")
     ] = None,
+    predictor: Annotated[
+        str | None,
+        _option(
+            ENGINES,
+            "--predictor",
+            help="Remaining-length predictor for --model (penstock predictor train), or none; tiny has its own.",
+            metavar="DIR",
+        ),
+    ] = None,
     max_num_seqs: Annotated[int, _option(ENGINES, "--max-num-seqs", help="What the servers were given.")] = 256,
     hardware: Annotated[
         str, _option(CONTROL, "--hardware", help="What the policy (and emulated engines) take the cards to be.")
@@ -112,6 +121,7 @@ def serve(
         engine_python=engine_python,
         engine_args=tuple(engine_arg or ()),
         engine_key=engine_key,
+        predictor=predictor,
         max_num_seqs=max_num_seqs,
         hardware=hardware,
         believe_model=believe_model,

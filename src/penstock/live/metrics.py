@@ -42,6 +42,7 @@ class LiveMetrics:
         self.pause = {level: Histogram(ITL_BOUNDS) for level in MigrationLevel}
         self.pause_steps = {level: Histogram(PAUSE_STEPS_BOUNDS) for level in MigrationLevel}
         self.pauses: list[tuple[int, float, float]] = []
+        self.last_pulls: list[tuple[int, int]] = []
         self.forecasts = Forecasts()
         self.benefits = Benefits()
         self.outcomes: Counter[tuple[str, str]] = Counter()
@@ -102,6 +103,11 @@ class LiveMetrics:
             self.pause_steps[level].add(pause_s / itl_s)
         if len(self.pauses) < KEPT_MOVES:
             self.pauses.append((int(level), pause_s, itl_s))
+
+    def copied_ahead(self, left: int, meanwhile: int) -> None:
+        """A pre-copy left ``left`` tokens for its last pull, and ``meanwhile`` were decoded during the first one."""
+        if len(self.last_pulls) < KEPT_MOVES:
+            self.last_pulls.append((left, meanwhile))
 
     def move_failed(self, level: MigrationLevel, reason: str, why: str) -> None:
         """A move was rolled back."""

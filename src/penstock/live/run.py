@@ -25,9 +25,12 @@ from penstock.live.local.command import EngineSettings
 from penstock.live.local.connect import preconnect
 from penstock.live.local.install import find_python, inspect
 from penstock.live.local.launch import LocalFleet
+from penstock.live.local.model import bundled_model
 from penstock.live.logs import setup_logging
+from penstock.live.plugin.penstock_engine.fingerprint import fingerprint
 from penstock.live.serve import Deployment, EngineAddress
 from penstock.live.settings import ServeSettings
+from penstock.predict.learned.head import load_head
 
 if TYPE_CHECKING:
     from penstock.cli.show import Show
@@ -127,13 +130,23 @@ async def _engines(settings: ServeSettings, show: Show, stack: contextlib.AsyncE
             raise PenstockError("there is nothing to serve", "give --attach URL,role=ROLE, or --model PATH (or tiny)")
         arguments = ("--max-num-seqs", str(settings.max_num_seqs), *settings.engine_args)
         model = None if settings.model == "tiny" else settings.model
+        head = _head(settings.predictor, str(bundled_model()) if model is None else model)
         installation = inspect(find_python(settings.engine_python))
-        local = LocalFleet(installation, model, len(roles), EngineSettings(arguments=arguments))
+        local = LocalFleet(installation, model, len(roles), EngineSettings(arguments=arguments, head=head))
         stack.push_async_callback(local.stop)
         urls = await start_local(local, show)
         plugins = [address.plugin for address in local.addresses]
     found = zip(urls, roles, plugins, strict=True)
     return [EngineAddress(url, role, settings.max_num_seqs, plugin) for url, role, plugin in found]
+
+
+def _head(predictor: str | None, model: str) -> str | None:
+    """The predictor's folder as engines take it. Raises PenstockError if there is none, or it is another model's."""
+    if predictor is None or predictor == "none":
+        return None if predictor is None else ""
+    local = Path(model).expanduser()
+    load_head(predictor, fingerprint(local) if local.is_dir() else None)
+    return str(Path(predictor).absolute())
 
 
 async def start_local(fleet: LocalFleet, show: Show) -> list[str]:

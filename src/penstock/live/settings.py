@@ -38,6 +38,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     engine_python: str | None = None
     engine_args: tuple[str, ...] = ()
     engine_key: str | None = None
+    predictor: str | None = None
     max_num_seqs: int = 256
     hardware: str = "a100-80g"
     believe_model: str | None = None

@@ -36,7 +36,7 @@ def processes(engines: Engines, index: int) -> list[psutil.Process]:
     return [first, *first.children(recursive=True)]
 
 
-def test_they_serve_the_bundled_model(engines: Engines) -> None:
+def test_they_serve_their_model(engines: Engines) -> None:
     async def work() -> None:
         client = HttpClient()
         for url in engines.urls:
@@ -116,7 +116,7 @@ def test_a_client_that_leaves_frees_its_request(engines: Engines) -> None:
 
     async def work() -> None:
         client, sink, url = HttpClient(), Sink(), engines.urls[0]
-        body = b'{"model":"penstock-tiny","prompt":"Hello","max_tokens":4000,"ignore_eos":true,"stream":true}'
+        body = b'{"model":"penstock-noise","prompt":"Hello","max_tokens":4000,"ignore_eos":true,"stream":true}'
         stream = client.open(url, "POST", "/v1/completions", sink, {"Content-Type": "application/json"}, body)
         await asyncio.wait_for(sink.bytes.wait(), 30)
         stream.abort()

@@ -16,7 +16,7 @@ import numpy as np
 
 from penstock.live.http.client import HttpClient
 from penstock.live.local.install import find_python
-from penstock.live.local.model import bundled_model
+from penstock.live.local.noise import noise_model
 from penstock.live.plugin.penstock_engine.messages import PROTOCOL, Answer
 from random_head import random_head
 from tests.live.engines import BLOCK, Engines, call, gauges
@@ -281,7 +281,7 @@ async def _soon(scene: Scene, name: str) -> Answer:
 
 
 def test_predictions_are_those_of_the_model_and_the_head(engines: Engines, tmp_path: Path) -> None:
-    model = bundled_model()
+    model = noise_model()
     head = random_head(tmp_path, model)  # the same as the engines have
     tokens = prompt(60)
     found: dict[str, Any] = {}

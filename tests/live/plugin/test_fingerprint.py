@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from penstock.live.local.model import bundled_model, safetensors
+from penstock.live.local.noise import noise_model, safetensors
 from penstock.live.plugin.penstock_engine.fingerprint import fingerprint
 
 CONFIG = {"hidden_size": 4, "num_hidden_layers": 2, "vocab_size": 8}
@@ -50,11 +50,11 @@ def test_files_in_pieces_and_nested_configurations(tmp_path: Path) -> None:
     assert fingerprint(split) == whole
 
 
-def test_the_bundled_model_has_one(tmp_path: Path) -> None:
-    first = fingerprint(bundled_model(tmp_path))
-    copy = shutil.copytree(bundled_model(tmp_path), tmp_path / "copy")
+def test_models_have_one(tmp_path: Path) -> None:
+    first = fingerprint(noise_model(tmp_path))
+    copy = shutil.copytree(noise_model(tmp_path), tmp_path / "copy")
     assert fingerprint(str(copy)) == first
-    assert fingerprint(bundled_model(tmp_path, seed=1)) != first
+    assert fingerprint(noise_model(tmp_path, seed=1)) != first
 
 
 def test_what_has_none_is_said(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     ``threads`` is the number of OpenMP threads of a CPU engine (0: the cores shared out evenly). ``kv_bytes`` is the
     memory for KV of a CPU engine, ``kv_blocks`` overrides the number of KV blocks on any. ``plugin`` is whether the
-    engine streams its steps and takes commands (docs/plugin.md), ``head`` the folder of a predictor for its model.
+    engine streams its steps and takes commands (docs/plugin.md), ``head`` the folder of a predictor for its model
+    (empty: none; ``None``: the bundled model's own, none for others).
     ``arguments`` go to vLLM's command line last, ``environment`` on top of the environment.
     """
 

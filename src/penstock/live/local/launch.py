@@ -79,7 +79,10 @@ class LocalFleet:
         if model is None:
             model = str(bundled.bundled_model())
             settings = msgspec.structs.replace(
-                settings, served_name=settings.served_name or bundled.NAME, dtype=settings.dtype or "float32"
+                settings,
+                served_name=settings.served_name or bundled.NAME,
+                dtype=settings.dtype or "float32",
+                head=str(bundled.bundled_head()) if settings.head is None else settings.head,
             )
         elif model.startswith(("/", ".", "~")):
             model = str(Path(model).expanduser().absolute())

@@ -64,8 +64,8 @@ class Handoff(Move):
 
     async def _stages(self) -> None:
         session = self.session
-        await self._prepare()
         self._gather()
+        await self._prepare()
         await self._gathered()
         link, segment = self.source.link, session.segment
         if link is None or segment is None:

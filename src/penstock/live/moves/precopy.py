@@ -24,6 +24,8 @@ class Precopy(Handoff):
     """See the module."""
 
     level = MigrationLevel.PRECOPY
+    _copied = 0
+    _meanwhile = 0
 
     async def _prepare(self) -> None:
         link, segment = self.source.link, self.session.segment
@@ -50,11 +52,18 @@ class Precopy(Handoff):
         if claim is None:
             unwanted(answer)
             return
+        before = session.generated
         try:
-            await self._copy(claim, session.sequence()[:tokens], session.generated)
+            await self._copy(claim, session.sequence()[:tokens], before)
         except ClaimRefused:
             unwanted(answer)
             raise
+        self._copied, self._meanwhile = tokens, session.generated - before
+
+    def _settled(self) -> None:
+        if self.claim is not None and self._copied:
+            self.world.metrics.copied_ahead(self.claim.custody.tokens - self._copied, self._meanwhile)
+        super()._settled()
 
 
 async def end_hold(link: Link, hold: str) -> None:

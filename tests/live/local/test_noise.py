@@ -1,4 +1,4 @@
-"""The bundled model's files: the same bytes everywhere, in the formats that vLLM reads."""
+"""The noise model's files: the same bytes everywhere, in the formats that vLLM reads."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from penstock.core.errors import PenstockError
-from penstock.live.local.model import SPECIALS, bundled_model, cache_folder, safetensors
+from penstock.live.local.bytetokens import SPECIALS
+from penstock.live.local.noise import cache_folder, noise_model, safetensors
 
 
 def test_the_weights_are_the_same_on_every_machine(tmp_path: Path) -> None:
-    data = (bundled_model(tmp_path) / "model.safetensors").read_bytes()
+    data = (noise_model(tmp_path) / "model.safetensors").read_bytes()
     assert hashlib.sha256(data).hexdigest() == "22df33e4e9d9811f6e23a5c8e0eda0545c581bc1159f4841810af0c6fa604997"
-    other = (bundled_model(tmp_path, seed=1) / "model.safetensors").read_bytes()
+    other = (noise_model(tmp_path, seed=1) / "model.safetensors").read_bytes()
     assert len(other) == len(data)
     assert other != data
 
@@ -37,7 +38,7 @@ def test_safetensors_as_specified() -> None:
 
 
 def test_a_token_is_a_byte(tmp_path: Path) -> None:
-    folder = bundled_model(tmp_path)
+    folder = noise_model(tmp_path)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
     assert sorted(vocabulary.values()) == list(range(256 + len(SPECIALS)))
@@ -49,7 +50,7 @@ def test_a_token_is_a_byte(tmp_path: Path) -> None:
 
 def test_made_once_also_by_several_at_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
-        made = set(pool.map(lambda _: bundled_model(tmp_path), range(8)))
+        made = set(pool.map(lambda _: noise_model(tmp_path), range(8)))
     assert [folder.name for folder in tmp_path.iterdir()] == [made.pop().name]
     assert not made
 
@@ -59,4 +60,4 @@ def test_the_cache_folder_follows_xdg(tmp_path: Path, monkeypatch: pytest.Monkey
     assert cache_folder() == tmp_path / "penstock"
     (tmp_path / "penstock").write_text("in the way")
     with pytest.raises(PenstockError, match="XDG_CACHE_HOME"):
-        bundled_model()
+        noise_model()
