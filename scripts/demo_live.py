@@ -1,16 +1,18 @@
 """The live half of ``make demo``: real vLLM servers on this machine, a gateway, and things going wrong on purpose.
 
-Three engines with the bundled model, a short trace through the gateway, and meanwhile: forced migrations of running
-requests, a role flip, and one engine killed with SIGKILL. "Witness" requests are decoded by one engine alone first, and
-then through all of that: their outputs must be equal token by token. Where no vLLM can be installed the engines are
-emulated, and the output says so.
+Three engines with the bundled model, which solves puzzles, a short trace through the gateway, and meanwhile: forced
+migrations of running requests, a role flip, and one engine killed with SIGKILL. "Witness" requests are decoded by one
+engine alone first, and then through all of that: their outputs must be equal token by token. Where no vLLM can be
+installed the engines are emulated, and the output says so.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
+import random
 import subprocess
 import sys
 from contextlib import AsyncExitStack
@@ -35,6 +37,7 @@ from penstock.live.local.install import find_python, inspect
 from penstock.live.local.launch import LocalFleet
 from penstock.live.run import start_local
 from penstock.live.serve import Deployment, EngineAddress
+from penstock.workload.problems import Problem, draw
 
 ROLES = (Role.PREFILL, Role.DECODE, Role.DECODE)
 WITNESSES = 12
@@ -44,9 +47,15 @@ JSON = {"content-type": "application/json"}
 class Stage:
     """Engines that can be killed, whatever they are."""
 
-    def __init__(self, urls: list[str], fleet: LocalFleet | EmulatedFleet) -> None:
+    def __init__(self, urls: list[str], plugins: list[str | None], fleet: LocalFleet | EmulatedFleet) -> None:
         self.urls = urls
+        self.plugins = plugins
         self.fleet = fleet
+
+    @property
+    def real(self) -> bool:
+        """Do they know the answers?"""
+        return isinstance(self.fleet, LocalFleet)
 
     async def kill(self, index: int) -> str:
         """End one without warning; say how."""
@@ -68,18 +77,26 @@ async def raise_curtain(show: Show, stack: AsyncExitStack) -> Stage:
         fleet = EmulatedFleet()
         urls = await fleet.start(EmulatedSettings(), len(ROLES))
         stack.push_async_callback(fleet.stop)
-        return Stage(urls, fleet)
+        return Stage(urls, [*fleet.plugins], fleet)
     settings = EngineSettings(max_model_len=4096, kv_bytes=128 * 2**20)
     local = LocalFleet(installation, None, len(ROLES), settings)
     stack.push_async_callback(local.stop)
     show.print(f"Starting three stock vLLM {installation.version} servers on {'GPU' if installation.gpus else 'CPU'}.")
-    return Stage(await start_local(local, show), local)
+    urls = await start_local(local, show)
+    return Stage(urls, [address.plugin for address in local.addresses], local)
 
 
-def witness(index: int, model: str) -> dict[str, Any]:
-    """A greedy request; long enough that things can happen to it."""
-    prompt = [32 + (7 * index + 11 * i) % 90 for i in range(20 + 9 * index)]
-    return {"model": model, "prompt": prompt, "max_tokens": 300, "temperature": 0, "return_token_ids": True}
+def witnesses() -> list[Problem]:
+    """Problems whose solutions are long enough that things can happen to them."""
+    source = random.Random(4)
+    drawn = (draw(source) for _ in iter(int, 1))
+    return list(itertools.islice((p for p in drawn if 250 <= p.output_tokens <= 500), WITNESSES))
+
+
+def question(problem: Problem, model: str) -> dict[str, Any]:
+    """A greedy request for its solution."""
+    most = {"max_tokens": 2 * problem.output_tokens, "temperature": 0, "return_token_ids": True}
+    return {"model": model, "prompt": problem.prompt, **most}
 
 
 async def answer(client: HttpClient, url: str, body: dict[str, Any]) -> list[int]:
@@ -101,7 +118,7 @@ async def play(show: Show, out: Path) -> bool:
         setup = Setup(policy="ares", cluster=cluster, slo=Target(2.0, 0.2))
         record = out / "live.jsonl.gz"
         deployment = Deployment(setup, record=record)
-        engines = [EngineAddress(u, r) for u, r in zip(stage.urls, ROLES, strict=True)]
+        engines = [EngineAddress(u, r, plugin=p) for u, r, p in zip(stage.urls, ROLES, stage.plugins, strict=True)]
         url = await deployment.start(engines)
         try:
             good = await act(show, out, stage, client, deployment, url)
@@ -116,7 +133,8 @@ async def act(show: Show, out: Path, stage: Stage, client: HttpClient, deploymen
     """The trace, the witnesses, and what happens to them."""
     world, metrics = deployment.world, deployment.metrics
     model = world.instances[0].abilities.model
-    bodies = [witness(i, model) for i in range(WITNESSES)]
+    problems = witnesses()
+    bodies = [question(problem, model) for problem in problems]
     alone = [await answer(client, stage.urls[1], body) for body in bodies]
     show.print(f"Gateway at {url}. A trace of 60 requests, {WITNESSES} witnesses; migrations, a flip and a kill:")
     start = world.now()
@@ -124,8 +142,18 @@ async def act(show: Show, out: Path, stage: Stage, client: HttpClient, deploymen
     def say(text: str) -> None:
         show.print(f"  {world.now() - start:5.1f} s  {text}")
 
-    bench = [str(Path(sys.executable).parent / "penstock"), "bench", "--url", url, "--synthetic", "96/64", "-n", "60"]
-    bench += ["--rate", "3", "--ttft", "2s", "--tpot", "200ms", "--vocab", "32-126", "--quiet", "--name", "live"]
+    bench = [
+        str(Path(sys.executable).parent / "penstock"),
+        "bench",
+        "--url",
+        url,
+        "--synthetic",
+        "problems",
+        "-n",
+        "60",
+    ]
+    bench += ["--rate", "3", "--ttft", "2s", "--tpot", "200ms", "--quiet", "--name", "live"]
+    bench += ["--natural-end"] if stage.real else []
     bench += ["--json", str(out / "live.json"), "--report", str(out / "live.html")]
     process = await asyncio.create_subprocess_exec(*bench)
     through: list[asyncio.Task[list[int]]] = []
@@ -146,8 +174,14 @@ async def act(show: Show, out: Path, stage: Stage, client: HttpClient, deploymen
     crowd = {k: sum(s.where == k for s in world.sessions.values()) for k in (0, 2)}
     victim = max(crowd, key=lambda k: crowd[k])
     say(f"{await stage.kill(victim)}: engine {victim}, with {crowd[victim]} requests on it")
-    same = sum(ids == alone[i] for i, ids in enumerate(await asyncio.gather(*through)))
+    answers = await asyncio.gather(*through)
+    same = sum(ids == alone[i] for i, ids in enumerate(answers))
     say(f"all witnesses are complete: {same} of {WITNESSES} equal to their unmoved output")
+    if stage.real:
+        right = sum(
+            bytes(i for i in ids if i < 256).decode() == p.solution for ids, p in zip(answers, problems, strict=True)
+        )
+        say(f"{right} of {WITNESSES} solve their puzzle")
     await process.wait()
     run = json.loads((out / "live.json").read_text())
     done = sum(n for (_, _, outcome), n in metrics.migrations.items() if outcome == "done")

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from transformers import Qwen3ForCausalLM
 
+from penstock.live.local.bytetokens import tokenizer, tokenizer_config
 from penstock.workload.problems import FAMILIES, Problem, draw
 from train_model import END, config, document
 
@@ -123,10 +124,19 @@ def main() -> None:
     if arguments.ship:
         HOME.mkdir(exist_ok=True)
         model.to(torch.bfloat16).save_pretrained(HOME)
-        for stray in ("generation_config.json",):
-            (HOME / stray).unlink(missing_ok=True)
+        (HOME / "generation_config.json").unlink(missing_ok=True)
+        about = json.loads((HOME / "config.json").read_text())
+        del about["transformers_version"]
+        about |= {"rope_theta": about["rope_parameters"]["rope_theta"], "torch_dtype": "bfloat16"}  # for older readers
+        for name, content in (
+            ("config.json", about),
+            ("tokenizer.json", tokenizer()),
+            ("tokenizer_config.json", tokenizer_config()),
+        ):
+            (HOME / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         (HOME / "README.md").write_text(card(rows, lengths, len(problems)), encoding="utf-8")
-        print(json.dumps({"folder": str(HOME), "bytes": sum(f.stat().st_size for f in HOME.iterdir())}))
+        size = (HOME / "model.safetensors").stat().st_size
+        print(f"{HOME}: {size / 1e6:.1f} MB of weights")
 
 
 if __name__ == "__main__":
