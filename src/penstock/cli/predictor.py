@@ -113,7 +113,7 @@ def train(
 ) -> None:
     """Train a head, after collecting samples if the work folder has none; ends with an evaluation.
 
-    The head is in FOLDER/head; penstock serve gives it to the engines.
+    The head is in FOLDER/head; penstock serve --predictor FOLDER/head gives it to the engines.
 
     penstock predictor train --out predictor
 
