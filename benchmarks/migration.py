@@ -93,24 +93,28 @@ class Stream:
         return not self.over.is_set()
 
 
+def noise(requests: int, seed: int) -> list[dict[str, Any]]:
+    """Greedy requests for the noise model."""
+    rng = random.Random(seed)
+    return [
+        {
+            "model": MODEL,
+            "prompt": [rng.randrange(32, 127) for _ in range(rng.randint(8, 160))],
+            "max_tokens": rng.randint(160, 320),
+            "temperature": 0,
+            "return_token_ids": True,
+        }
+        for _ in range(requests)
+    ]
+
+
 class Trial:
     """Engines, gateway, requests and their unmoved outputs."""
 
-    def __init__(self, fleet: LocalFleet, client: HttpClient, requests: int, seed: int) -> None:
+    def __init__(self, fleet: LocalFleet, client: HttpClient, bodies: list[dict[str, Any]]) -> None:
         self.fleet = fleet
         self.client = client
-        rng = random.Random(seed)
-        self.rng = rng
-        self.bodies: list[dict[str, Any]] = [
-            {
-                "model": MODEL,
-                "prompt": [rng.randrange(32, 127) for _ in range(rng.randint(8, 160))],
-                "max_tokens": rng.randint(160, 320),
-                "temperature": 0,
-                "return_token_ids": True,
-            }
-            for _ in range(requests)
-        ]
+        self.bodies = bodies
         self.expected: list[list[int]] = []
 
     async def start_gateway(self) -> None:
@@ -285,7 +289,7 @@ async def measure(requests: int, parallel: int, seed: int, faults: bool) -> dict
     found: dict[str, Any] = {"cores": os.cpu_count(), "parallel": parallel}
     async with LocalFleet(inspect(find_python()), str(noise_model()), 3, settings) as fleet:
         await preconnect([e.url for e in fleet.engines])
-        trial = Trial(fleet, client, requests, seed)
+        trial = Trial(fleet, client, noise(requests, seed))
         await trial.unmoved()
         await trial.start_gateway()
         try:

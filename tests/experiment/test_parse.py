@@ -9,7 +9,9 @@ import pytest
 from penstock.core.errors import PenstockError
 from penstock.core.types import Slo
 from penstock.experiment import parse
+from penstock.experiment.build import lengths
 from penstock.experiment.settings import options_of
+from penstock.experiment.setup import Setup, TruthSetup
 from penstock.sim.cluster import Fault, FaultKind
 
 
@@ -50,3 +52,23 @@ def test_settings_go_to_one_policy_or_to_all_that_have_them() -> None:
     assert found == {"ares": {"horizon": 100.0, "margin": 0.2}, "ares-history": {"horizon": 100.0}, "least-kv": {}}
     with pytest.raises(PenstockError, match="unknown option"):
         options_of(["least-kv"], ["horizon=100"])
+
+
+def test_predictors_and_how_wrong_they_are() -> None:
+    assert parse.predictor("oracle") == {"predictor": "oracle"}
+    told = {"predictor": "noisy", "predictor_sigma": 0.4, "predictor_halving": 800.0}
+    assert parse.predictor("noisy:0.4,800") == told
+    for text in ("noisy:", "noisy:1", "noisy:-1,5", "noisy:1,0", "noisy:nan,1", "oracle:1,2"):
+        with pytest.raises(PenstockError, match="cannot be read"):
+            parse.predictor(text)
+
+
+def test_a_smaller_error_is_nearer_to_the_truth() -> None:
+    """The option reaches the oracle: with no error at all the noisy one says what is true."""
+    setups = [
+        Setup(policy="ares", truth=TruthSetup(**parse.predictor(text))) for text in ("noisy:0,1", "noisy:0.5,1000")
+    ]
+    exact, wrong = (lengths(setup, 3) for setup in setups)
+    assert exact is not None and wrong is not None
+    assert [exact.remaining(r, 500, 20) for r in range(50)] == [500.0] * 50
+    assert len({wrong.remaining(r, 500, 20) for r in range(50)}) == 50

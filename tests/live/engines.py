@@ -1,9 +1,11 @@
-"""Real engines for tests: three stock vLLM servers on the CPU, once per test session.
+"""Real engines for tests: three stock vLLM servers on the CPU, once per test session (fixture ``engines``).
 
 Their model is noise, so that one wrong KV block shows as other text. They have the plugin, and a predictor whose
 weights are random, too.
 
-Tests that use the fixture are marked ``engines`` by conftest.py, and `make tests` runs them apart from the others in
+``solvers`` are three others, with the bundled model and its own predictor.
+
+Tests that use one of the two are marked ``engines`` by conftest.py, and `make tests` runs them apart from the others in
 one process. Under pytest-xdist a lock makes workers take turns, each with engines of its own: slow but right.
 """
 
@@ -26,6 +28,7 @@ from penstock.live.local.command import EngineSettings
 from penstock.live.local.connect import preconnect
 from penstock.live.local.install import find_python, inspect
 from penstock.live.local.launch import LocalFleet
+from penstock.live.local.model import bundled_head
 from penstock.live.local.noise import NOISE, noise_model
 from random_head import random_head
 
@@ -108,16 +111,28 @@ async def alive(client: HttpClient, url: str) -> bool:
 @pytest.fixture(scope="session")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
     """Three real engines that have met each other. Skips where no vLLM is installed (`make engine-cpu`)."""
+    head = tmp_path_factory.mktemp("head")
+    random_head(head, noise_model())
+    yield from _running(tmp_path_factory, str(noise_model()), msgspec.structs.replace(SETTINGS, head=str(head)), head)
+
+
+@pytest.fixture(scope="session")
+def solvers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+    """The same with the bundled model and its predictor."""
+    settings = EngineSettings(max_model_len=4096, kv_bytes=128 * 2**20, block_size=BLOCK)
+    yield from _running(tmp_path_factory, None, settings, bundled_head())
+
+
+def _running(
+    folders: pytest.TempPathFactory, model: str | None, settings: EngineSettings, head: Path
+) -> Iterator[Engines]:
     try:
         installation = inspect(find_python())
     except PenstockError as error:
         pytest.skip(str(error))
-    with open(tmp_path_factory.getbasetemp().parent / "engines.lock", "w") as lock:
+    with open(folders.getbasetemp().parent / f"engines-{model is None}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        head = tmp_path_factory.mktemp("head")
-        random_head(head, noise_model())
-        settings = msgspec.structs.replace(SETTINGS, head=str(head))
-        fleet = LocalFleet(installation, str(noise_model()), COUNT, settings)
+        fleet = LocalFleet(installation, model, COUNT, settings)
         try:
             asyncio.run(_open(fleet))
             yield Engines(fleet, head)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import uvloop
 
-from migration import LEVELS, Trial
+from migration import LEVELS, Trial, noise
 from penstock.live.http.client import HttpClient
 from penstock.live.local.install import find_python
 from penstock.live.local.noise import NOISE, noise_model
@@ -28,7 +28,7 @@ def play(engines: Engines, work: Callable[[Trial], Awaitable[None]]) -> None:
 
     async def all_of_it() -> None:
         client = HttpClient()
-        trial = Trial(engines.fleet, client, REQUESTS, seed=1)
+        trial = Trial(engines.fleet, client, noise(REQUESTS, seed=1))
         await trial.unmoved()
         await trial.start_gateway()
         try:

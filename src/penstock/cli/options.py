@@ -149,7 +149,11 @@ def setup_options(
     ] = "",
     predictor: Annotated[
         str,
-        _option(WORLD, "--predictor", help="Remaining-length predictor of the engines: auto, none, oracle or noisy."),
+        _option(
+            WORLD,
+            "--predictor",
+            help="Remaining-length predictor of the engines: auto, none, oracle, noisy, or noisy:SIGMA,HALVING.",
+        ),
     ] = "auto",
     until: Annotated[
         str | None, _option(WORLD, "--until", help="Stop then; the rest is reported as unfinished.", metavar="TIME")
@@ -208,7 +212,7 @@ def setup_options(
         slo=s.target_of(parse.target(ttft, "--ttft"), parse.target(tpot, "--tpot")),
         slo_classes={name: s.target_of(x.ttft_s, x.tpot_s) for name, x in parse.slo_classes(slo or []).items()},
         truth=s.TruthSetup(
-            noise=noise, faults=parse.faults(fault), predictor=predictor, until_s=_finite(until, "--until")
+            noise=noise, faults=parse.faults(fault), until_s=_finite(until, "--until"), **parse.predictor(predictor)
         ),
         belief=s.BeliefSetup(profile=belief_profile, error=belief_error),
         seed=seed,

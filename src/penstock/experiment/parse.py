@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from penstock.core.errors import PenstockError
 from penstock.core.types import Slo
@@ -136,3 +137,25 @@ def rates(text: str) -> list[float]:
             raise PenstockError(f"rate {part!r} is not a positive number", "give requests per second, as 4,6,8")
         found.append(rate)
     return found
+
+
+def predictor(text: str) -> dict[str, Any]:
+    """``auto``, ``noisy`` or ``noisy:0.4,800`` as fields of ``TruthSetup``: the kind, and how wrong it is.
+
+    Raises
+    ------
+    PenstockError
+        What follows the colon is not two numbers, 0 or more and above 0. The kind is checked where it is used.
+    """
+    kind, colon, error = text.partition(":")
+    if not colon:
+        return {"predictor": kind}
+    try:
+        sigma, halving = (float(part) for part in error.split(","))
+    except ValueError:
+        sigma = halving = math.nan
+    if kind != "noisy" or not (0.0 <= sigma < math.inf and 0.0 < halving < math.inf):
+        raise PenstockError(
+            f"predictor {text!r} cannot be read", "write noisy:0.6,2600: error at the first token, tokens that halve it"
+        )
+    return {"predictor": kind, "predictor_sigma": sigma, "predictor_halving": halving}
