@@ -165,11 +165,15 @@ def case_of(seed: int, n: int, faults: bool = False, hashes: bool = False) -> Ca
     )
     mixed = rnd.random() < 0.3
     overlapped = rnd.random() < 0.5
+    chunked = np.random.default_rng([seed, 1]).random() < 0.7  # a stream of its own: the other draws stay as they were
     budget, seqs = int(pick(16, 64, 512)), int(pick(1, 2, 5, 16))
 
     def spec(role: Role) -> InstanceSpec:
         link = 1e6 * float(rnd.uniform(0.5, 2))
-        return InstanceSpec(role, model, capacity, block, min(seqs, budget), budget, link, async_scheduling=overlapped)
+        most = min(seqs, budget)
+        return InstanceSpec(
+            role, model, capacity, block, most, budget, link, async_scheduling=overlapped, chunked_prefill=chunked
+        )
 
     shape = int(rnd.integers(1, 3)), int(rnd.integers(1, 4))
     roles = [Role.MIXED] * sum(shape) if mixed else [Role.PREFILL] * shape[0] + [Role.DECODE] * shape[1]

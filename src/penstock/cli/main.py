@@ -11,7 +11,22 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from penstock.cli import bench, catalogue, compare, ctl, goodput, profile, replay, serve, simulate, trace
+from penstock.cli import (
+    bench,
+    catalogue,
+    compare,
+    ctl,
+    goodput,
+    plan,
+    predictor,
+    profile,
+    provision,
+    rank,
+    replay,
+    serve,
+    simulate,
+    trace,
+)
 from penstock.core.errors import PenstockError
 
 INTERRUPTED = 130
@@ -72,10 +87,14 @@ def penstock_command(
 app.command("simulate", short_help="One policy on a trace or synthetic traffic.")(simulate.simulate)
 app.command("compare", short_help="Several policies on the same requests, all cores.")(compare.compare)
 app.command("goodput", short_help="Highest request rate that still meets the SLO.")(goodput.goodput)
+app.command("plan", short_help="How many prefill and decode instances a demand needs.")(plan.plan)
+app.command("provision", short_help="Cheapest mix of machine types for a rate and SLO.")(provision.provision)
+app.command("rank", short_help="Every arrangement of a GPU budget, by goodput.")(rank.rank)
 app.add_typer(trace.app, name="trace", short_help="Describe, make and convert traces.")
 app.command("replay", short_help="Replay a recorded event log, or try another policy on it.")(replay.replay)
 app.command("bench", short_help="Replay a trace against a running server.")(bench.bench)
 app.command("profile", short_help="Measure a running engine and fit its step model.")(profile.profile)
+app.add_typer(predictor.app, name="predictor", short_help="Train and judge a remaining-length predictor.")
 app.command("serve", short_help="Gateway over vLLM servers: place and move live requests.")(serve.serve)
 app.add_typer(ctl.app, name="ctl", short_help="Look at a running gateway and order it about.")
 app.command("models", short_help="List the built-in models.")(catalogue.models)

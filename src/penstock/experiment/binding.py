@@ -20,6 +20,8 @@ BUSY = 0.8
 """An instance that is busy for this share of the run has no capacity to spare."""
 LINK_BUSY = 0.7
 """A link that carries bytes for this share of the run: transfers queue on it."""
+TRANSFER_SHARE = 0.1
+"""With a smaller share of the wait for decode, it is not the transfer that takes long."""
 COMFORT = 0.99
 """With this attainment nothing is said to bind."""
 FULL = 0.98
@@ -164,6 +166,12 @@ def _tpot(run: RunMetrics, worst: ClassMetrics, f: Floors, target_s: float) -> t
             f"P90 wait for decode {seconds(wait)}; add decode instances or memory.",
         )
     if wait > 0.3 * max(lasts, 1e-9) and wait > 0.002:
+        if f.transfer_p50_s < TRANSFER_SHARE * wait:  # nor is a link busy: they wait for slots or blocks
+            return (
+                "queueing",
+                f"requests wait {seconds(wait)} (P90) for a place in a decode batch (the KV transfer alone takes "
+                f"{seconds(f.transfer_p50_s)}); add decode instances, or raise --max-num-seqs.",
+            )
         return (
             "link",
             f"the KV transfer takes {seconds(wait)} (P90; {seconds(f.transfer_p50_s)} on an idle link); "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from penstock.experiment.setup import ClusterSetup, Setup, check, replace
 from penstock.experiment.traffic import build_trace, slos
 from penstock.perf.hardware import HardwareSpec, hardware_spec
 from penstock.perf.kv import activation_reserve_bytes, kv_bytes_per_token, kv_capacity
-from penstock.perf.lookup import unknown_name
+from penstock.perf.lookup import dtype_bytes, unknown_name
 from penstock.perf.models import ModelSpec, model_spec
 from penstock.perf.profile_io import builtin_profiles, load_profile
 from penstock.perf.roofline import RooflineStepModel
@@ -101,7 +102,7 @@ def build_cluster(setup: Setup) -> ClusterSpec:
     """
     check(setup)
     c = setup.cluster
-    model = model_spec(c.model)
+    model = _model(c)
     hardware = _hardware(c)
     tps = _tps(c)
     wanted = roles(setup)
@@ -130,6 +131,14 @@ def build_cluster(setup: Setup) -> ClusterSpec:
         handshake_s=c.handshake_s,
         migration_level=c.migration_level,
     )
+
+
+def _model(c: ClusterSetup) -> ModelSpec:
+    model = model_spec(c.model)
+    if c.weight_dtype is None:
+        return model
+    dtype_bytes(c.weight_dtype)  # refuses what there is not
+    return dataclasses.replace(model, weight_dtype=c.weight_dtype)
 
 
 def _hardware(c: ClusterSetup) -> dict[Role, HardwareSpec]:
@@ -180,6 +189,7 @@ def _instance(
         link.bandwidth_Bps,
         async_scheduling=c.async_scheduling,
         prefix_caching=c.prefix_caching,
+        chunked_prefill=c.chunked_prefill,
     )
 
 
@@ -231,7 +241,9 @@ def lengths(setup: Setup, seed: int) -> LengthOracle | None:
     kind = preset(setup.policy).predictor if wanted == "auto" else wanted
     if kind == "oracle":
         return LengthOracle()
-    return NoisyOracle(seed) if kind == "noisy" else None
+    if kind != "noisy":
+        return None
+    return NoisyOracle(seed, setup.truth.predictor_sigma, setup.truth.predictor_halving)
 
 
 def run(

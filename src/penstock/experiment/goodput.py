@@ -19,8 +19,11 @@ from penstock.experiment.build import build_cluster, run
 from penstock.experiment.floors import prefill_alone_s
 from penstock.experiment.setup import Setup
 from penstock.experiment.traffic import build_trace, slos
-from penstock.report.metrics import RunMetrics, summarize
+from penstock.report.metrics import Verdicts, summarize
+from penstock.sim.result import SimResult
 
+BELOW_BOUND = 0.7
+"""Where a search starts that has a bound, as a share of it."""
 WIDEST = 2.0**14
 """The search gives up this factor below and above its first guess."""
 
@@ -70,11 +73,13 @@ def highest_rate(
     tolerance: float = 0.02,
     widest: float = WIDEST,
     lowest_rps: float = 0.0,
+    above_rps: float = math.inf,
 ) -> Search:
     """The highest rate with ``attainment(rate) >= goal``, for an attainment that falls with the rate.
 
     Doubles or halves from ``start_rps`` until the answer is bracketed (at most a factor ``widest`` either way, and not
-    below ``lowest_rps``), then bisects until the bracket is narrower than ``1 + tolerance``.
+    below ``lowest_rps``), then bisects until the bracket is narrower than ``1 + tolerance``. ``above_rps`` is a rate
+    from which on the goal is known to be missed; it bounds the search from the beginning, untried.
 
     Raises
     ------
@@ -92,8 +97,8 @@ def highest_rate(
         return tried[-1].attainment >= goal
 
     low: float | None = None
-    high: float | None = None
-    rate = start_rps
+    high: float | None = above_rps if math.isfinite(above_rps) else None
+    rate = min(start_rps, above_rps)
     while low is None or high is None:
         if meets(rate):
             low = rate
@@ -120,49 +125,59 @@ def goodput(
     goal: float = GOAL,
     tolerance: float = 0.02,
     done: Callable[[int], None] | None = None,
+    bound_rps: float = math.inf,
 ) -> Goodput:
     """Search the goodput of the setup's policy for one seed. ``done`` is told the number of runs so far.
 
     The lowest rate tried leaves each request alone in the cluster: an SLO missed there is missed at any rate.
+    ``bound_rps`` is a rate from which on the goal is known to be missed; the search starts below it.
 
     Raises
     ------
     PenstockError
         As :func:`penstock.experiment.build.run`, and for goal and tolerance out of range.
     """
-    runs: dict[float, RunMetrics] = {}
     base = setup.at_rate(1.0)
     cluster = build_cluster(setup)
     trace = build_trace(base, seed)
     prefills = [spec for spec in cluster.instances if spec.role is not Role.DECODE]
     mean_prompt = max(1, int(trace.prompt_tokens.mean()))
     start = sum(0.5 / prefill_alone_s(spec, mean_prompt) for spec in prefills)
+    if math.isfinite(bound_rps):
+        start = BELOW_BOUND * bound_rps
     alone_s = prefill_alone_s(prefills[0], int(trace.prompt_tokens.max())) + 1e-3
     steps_s = max(spec.step_model.step_s(1, 1, [], []) for spec in cluster.instances) * float(
         trace.output_tokens.mean()
     )
+    ends: dict[bool, SimResult] = {}
+    runs = 0
 
     def attainment(rate: float) -> float:
+        nonlocal runs
         result = run(setup.at_rate(rate), seed, sample=False)
-        runs[rate] = summarize(result, slos(setup, result.trace))
+        met = float(Verdicts(result, slos(setup, result.trace)).met.mean())
+        ends[met >= goal] = result  # the search closes in: the latest of each kind is the nearest
+        runs += 1
         if done is not None:
-            done(len(runs))
-        return runs[rate].attainment
+            done(runs)
+        return met
 
     lonely = 0.02 / (alone_s + steps_s)
-    search = highest_rate(attainment, start, goal, tolerance, lowest_rps=lonely)
-    shown = search.above_rps if search.above_rps is not None else search.rate_rps
-    assert shown is not None
-    there = build_trace(setup.at_rate(shown), seed)
-    diagnosis = explain(setup.at_rate(shown), there, runs[shown], goal)
+    search = highest_rate(attainment, start, goal, tolerance, lowest_rps=lonely, above_rps=bound_rps)
     found = search.rate_rps
+    shown = search.above_rps if search.above_rps is not None else found
+    assert shown is not None
+    if search.above_rps is not None and False not in ends:
+        attainment(shown)  # the bound itself, which the search had no need to try
+    result = ends[search.above_rps is None]
+    diagnosis = explain(setup.at_rate(shown), result.trace, summarize(result, slos(setup, result.trace)), goal)
     return Goodput(
         policy=setup.policy,
         seed=seed,
         instances=len(cluster.instances),
         goal=goal,
         rate_rps=found,
-        attainment=None if found is None else runs[found].attainment,
+        attainment=next((e.attainment for e in search.evaluations if e.rate_rps == found), None),
         limit=diagnosis.missed or ("rejections" if diagnosis.binding in ("KV capacity", "admission") else "none"),
         diagnosis=diagnosis,
         evaluations=search.evaluations,

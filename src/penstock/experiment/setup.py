@@ -9,6 +9,7 @@ import msgspec
 
 from penstock.core.errors import PenstockError
 from penstock.core.types import MigrationLevel, Slo
+from penstock.predict.simulated import HALVING_TOKENS, SIGMA_FIRST
 from penstock.sim.cluster import Fault
 
 DEFAULT_TTFT_S = 1.0
@@ -43,6 +44,7 @@ class ClusterSetup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``link`` is a kind of :func:`penstock.perf.transfer.link_between`; ``link_bytes_per_s`` replaces its rate,
     ``link_latency_s`` its latency.
     ``kv_blocks`` replaces the capacity computed from memory, as vLLM's ``num_gpu_blocks_override``.
+    ``weight_dtype`` replaces the number type that the model's linear layers are stored in.
     ``profile`` is a fitted step model, a file or a built-in name, instead of the roofline.
     """
 
@@ -61,7 +63,9 @@ class ClusterSetup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_num_batched_tokens: int = 8192
     async_scheduling: bool = True
     prefix_caching: bool = True
+    chunked_prefill: bool = True
     memory_utilization: float = 0.9
+    weight_dtype: str | None = None
     kv_dtype: str = "bf16"
     kv_blocks: int | None = None
     link: str | None = None
@@ -76,12 +80,15 @@ class TruthSetup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the world does that the policy is not told: noise of step times, faults, and how good predictions are.
 
     ``noise`` is the standard deviation of the log of a step's duration. ``predictor`` is the engines' remaining-length
-    predictor: ``auto`` (what the policy's preset asks for), ``none``, ``oracle`` or ``noisy``.
+    predictor: ``auto`` (what the policy's preset asks for), ``none``, ``oracle`` or ``noisy``. How wrong the noisy one
+    is: ``predictor_sigma`` and ``predictor_halving`` (tokens) of :class:`penstock.predict.simulated.NoisyOracle`.
     """
 
     noise: float = 0.0
     faults: tuple[Fault, ...] = ()
     predictor: str = "auto"
+    predictor_sigma: float = SIGMA_FIRST
+    predictor_halving: float = HALVING_TOKENS
     until_s: float | None = None
 
 

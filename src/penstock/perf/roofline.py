@@ -233,6 +233,15 @@ class RooflineStepModel(StepModel):
             self._base_cache[decodes] = known
         return known
 
+    def attention_rates(self) -> tuple[float, float]:
+        """Least seconds of attention per KV token that a decode reads, and per pair of a prompt token and one it sees.
+
+        A decode step over N KV tokens takes at least N times the first for them, a whole prompt of L tokens, in
+        whatever chunks, at least L (L + 1) / 2 times the second.
+        """
+        by_compute = min(self._dec_pair_s, self._pre_pair_s)
+        return max(self._key_s, by_compute), self._pre_pair_s
+
     def step_s(self, decodes: int, context: int, chunk_new: list[int], chunk_past: list[int]) -> float:
         """See :class:`StepModel`. An empty step takes no time."""
         by_compute = self._dec_pair_s * context

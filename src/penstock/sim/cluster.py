@@ -19,8 +19,8 @@ class InstanceSpec:
     ``capacity_blocks`` blocks of ``block_size`` tokens hold KV; ``max_num_seqs`` and ``max_num_batched_tokens`` are
     vLLM's; ``link_bytes_per_s`` is the bandwidth of its link, each way. ``restart_evicted`` makes an evicted request
     start over from its prompt, as queueing models assume (WAIT, section 2); vLLM computes its KV again and goes on.
-    ``async_scheduling`` and ``prefix_caching`` are vLLM's options (see ``sim.engine``); the latter finds what prompts
-    share where the trace has hashes, and what is left of a preempted request's KV.
+    ``async_scheduling``, ``prefix_caching`` and ``chunked_prefill`` are vLLM's options (see ``sim.engine``); the second
+    finds what prompts share where the trace has hashes, and what is left of a preempted request's KV.
     """
 
     role: Role
@@ -33,6 +33,7 @@ class InstanceSpec:
     restart_evicted: bool = False
     async_scheduling: bool = False
     prefix_caching: bool = True
+    chunked_prefill: bool = True
 
     def __post_init__(self) -> None:
         if self.capacity_blocks < 1 or self.block_size < 1 or self.link_bytes_per_s <= 0:

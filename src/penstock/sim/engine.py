@@ -6,8 +6,8 @@ How time passes is the subclass's business: ``leaping.LeapingEngine`` jumps over
 What is modelled after vLLM (V1 scheduler, 0.19 to 0.33):
 running requests come first and each decode gets one token; at most one prompt is partly computed; waiting requests
 join first-come-first-served while batch budget, ``max_num_seqs`` and blocks allow, none in a step that preempted; a
-prompt is admitted only if all of it fits (``scheduler_reserve_full_isl``); blocks for a pull are reserved when it
-starts; after a pull the last token is computed again, which yields the next token; when blocks run out the request
+prompt is admitted only if all of it fits (``scheduler_reserve_full_isl``); without ``chunked_prefill`` it waits for a
+step whose token budget has room for all of it; blocks for a pull are reserved when it starts; after a pull the last token is computed again, which yields the next token; when blocks run out the request
 admitted last loses its KV and is computed again from the front of the queue; a finished prefill stays pinned until
 it is pulled.
 
@@ -95,6 +95,7 @@ class Engine:
         self.restart_evicted: bool = spec.restart_evicted
         self.async_scheduling: bool = spec.async_scheduling
         self.prefix_caching: bool = spec.prefix_caching and not spec.restart_evicted
+        self.chunked_prefill: bool = spec.chunked_prefill
         self.gaps = gaps
         self.hash_tokens = hash_tokens
         self.cache: PrefixCache | None = None
@@ -559,6 +560,9 @@ class Engine:
                 seq.state = PULLING
                 notices.append(Notice(PULL_READY, seq))
                 continue
+            if not self.chunked_prefill and self._must_wait_whole(seq, budget):
+                self.blocked = True
+                return
             if not self._start_prefill(seq, budget, now):
                 self.blocked = True
                 return
@@ -566,6 +570,19 @@ class Engine:
             budget -= seq.chunk
         if waiting:
             self.blocked = True
+
+    def _must_wait_whole(self, seq: Seq, budget: int) -> bool:
+        """Without chunked prefill: is there too little budget left for all that this prompt must compute?
+
+        One that no step has room for is cut all the same; vLLM refuses to start where that could happen.
+        """
+        if budget >= self.max_num_batched_tokens:
+            return False
+        known = seq.computed
+        cache = self.cache
+        if cache is not None and seq.hashes and known == 0:
+            known = min(cache.match(seq.hashes), (seq.tokens - 1) // self.hash_tokens) * self.hash_tokens
+        return seq.tokens - known > budget
 
     def _admit_ready(self, budget: int, notices: list[Notice], newest: int) -> int:
         if len(self.ready) > 1:
