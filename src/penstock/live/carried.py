@@ -16,7 +16,7 @@ from penstock.live.intake import COMPLETION_PATH, Intake
 from penstock.live.link import Link
 from penstock.live.output import ClientOutput
 from penstock.live.playout import Playout, Shown
-from penstock.live.plugin.penstock_engine.messages import Prediction
+from penstock.live.plugin.penstock_engine.messages import EARLIER, Prediction
 from penstock.live.segment import EngineError, Segment, ask
 from penstock.live.session import Session
 from penstock.live.wire import HANDOVER, Choice, prompt_ids_of
@@ -161,6 +161,8 @@ class CarriedSession(Session):
         body = self.intake.ids_body(sequence, self.generated, self.limit() - self.generated)
         if params is not None:
             body["kv_transfer_params"] = params
+        if self.generated and "predict" in instance.abilities.plugin:
+            body["vllm_xargs"] = {EARLIER: self.generated}  # the predictor may count the output so far
         segment = Segment(self, instance, len(sequence), self.generated, self.world.now())
         segment.open(self.world.client, COMPLETION_PATH, body, self.headers())
         return segment

@@ -13,6 +13,9 @@ import msgspec
 
 PROTOCOL = 1
 
+EARLIER = "penstock_output_tokens"
+"""Key in a request's ``vllm_xargs``: output tokens that it had on other engines, which are part of its prompt here."""
+
 
 class Running(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One running request. ``computed_tokens`` of its prompt and output have KV; ``id`` is the engine's own name of it,

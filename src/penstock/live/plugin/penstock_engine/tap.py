@@ -21,12 +21,10 @@ import torch
 
 from .fingerprint import fingerprint
 from .head import Head
+from .messages import EARLIER
 from .predictor import read_card
 
 LOG = logging.getLogger("vllm.penstock")
-
-EARLIER = "penstock_output_tokens"
-"""Key in a request's ``vllm_xargs``: output tokens that it had on other engines, which are part of its prompt here."""
 
 _STRIDE = 4  # steps from one look to the next
 _REMEMBERED = 4096  # requests
