@@ -7,7 +7,8 @@ What is modelled after vLLM (V1 scheduler, 0.19 to 0.33):
 running requests come first and each decode gets one token; at most one prompt is partly computed; waiting requests
 join first-come-first-served while batch budget, ``max_num_seqs`` and blocks allow, none in a step that preempted; a
 prompt is admitted only if all of it fits (``scheduler_reserve_full_isl``); without ``chunked_prefill`` it waits for a
-step whose token budget has room for all of it; blocks for a pull are reserved when it starts; after a pull the last token is computed again, which yields the next token; when blocks run out the request
+step whose token budget has room for all of it; blocks for a pull are reserved when it starts; after a pull the last
+token is computed again, which yields the next token; when blocks run out the request
 admitted last loses its KV and is computed again from the front of the queue; a finished prefill stays pinned until
 it is pulled.
 
