@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from penstock.core.events import Tick
 from penstock.core.types import MigrationLevel, Role, Slo
 from penstock.perf.step import LinearStepModel
+from penstock.policy.engine import Batching, Chunking, Composition, EngineKit, EngineParts, Job, QueueOrder, Situation
 from penstock.policy.parts import (
     Beliefs,
     Choice,
@@ -56,6 +57,20 @@ class LeastTokens(DecodePlacement):
         return Choice(int(rows[int(view.resident_tokens(now_s, rows).argmin())]))
 
 
+class Patient(PrefillPlacement, DecodePlacement):
+    """Another placement, behind a door: no more than ``most`` requests in that phase, the others wait."""
+
+    def __init__(self, inner: Turns | LeastTokens, most: int, decodes: bool) -> None:
+        self.inner = inner
+        self.most = most
+        self.decodes = decodes
+
+    def place(self, request: RequestRecord, view: ClusterView, now_s: float) -> Choice:
+        rows = view.everyone
+        busy = view.decode_requests(rows).sum() if self.decodes else view.prefill_requests[rows].sum()
+        return Choice.wait() if busy >= self.most else self.inner.place(request, view, now_s)
+
+
 class ScriptedFlips(Roles):
     """Flip as told: ``script`` holds (time_s, instance, role)."""
 
@@ -68,6 +83,71 @@ class ScriptedFlips(Roles):
         due = [s for s in self.script if s[0] <= now_s]
         self.script = [s for s in self.script if s[0] > now_s]
         return [RoleChange(i, role, "scripted") for _, i, role in due]
+
+
+class Shuffle(QueueOrder):
+    """A fixed random rank per request; the urgent push the others aside and out."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def sets_aside(self) -> bool:
+        return self.seed % 2 == 0
+
+    def evicts(self) -> bool:
+        return self.seed % 3 == 0
+
+    def urgency(self, job: Job, situation: Situation) -> float:
+        return float((job.request * 7919 + self.seed) % 101)
+
+    def may_evict(self, running: Job, waiting: Job, situation: Situation) -> bool:
+        return running.generated() < 10
+
+
+class Budget(Chunking):
+    """A budget that depends on the batch, often nothing at all."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def budget(self, situation: Situation, partial: Job | None) -> int:
+        return (situation.context * 31 + situation.decodes + self.seed) % 40 - 10
+
+
+class Everybody(Batching):
+    """The composition that leaves everything as it is."""
+
+    def compose(self, decodes: list[Job], waiting: list[Job], situation: Situation) -> Composition:
+        return Composition(decodes, steps=1_000_000)
+
+
+class Some(Batching):
+    """A third of the decodes sits out each step, and prompts enter one at a time, the last first."""
+
+    def __init__(self, seed: int) -> None:
+        self.turn = seed
+
+    def compose(self, decodes: list[Job], waiting: list[Job], situation: Situation) -> Composition:
+        self.turn += 1
+        run = [job for job in decodes if (job.request + self.turn) % 3]
+        enter = waiting[-1:] if self.turn % 2 else None
+        if not run and not enter and (decodes or waiting):
+            run, enter = decodes[:1], waiting[:1] if waiting else None
+        return Composition(run, enter, steps=1 + self.turn % 3)
+
+
+class Kit(EngineKit):
+    """The parts above, by name."""
+
+    def __init__(self, kind: str, seed: int) -> None:
+        self.kind = kind
+        self.seed = seed
+
+    def parts(self, instance: int, role: Role) -> EngineParts:
+        order = Shuffle(self.seed) if "order" in self.kind else None
+        chunking = Budget(self.seed) if "budget" in self.kind else None
+        batching = Everybody() if "everybody" in self.kind else Some(self.seed) if "some" in self.kind else None
+        return EngineParts(order, batching, chunking)
 
 
 def trace_of(
@@ -96,12 +176,26 @@ class Case:
     flips: tuple[tuple[float, int, Role], ...]
     placement: str
     mixed: bool
+    parts: str = ""
+
+    def equipped(self, parts: str) -> Case:
+        """The same world with parts in its engines (words of ``Kit``)."""
+        return replace(self, parts=parts)
 
     def policy(self) -> Policy:
+        policy = self._plain_policy()
+        if self.parts and self.parts != "patient":
+            policy.engine = Kit(self.parts, self.scenario.seed)
+        return policy
+
+    def _plain_policy(self) -> Policy:
         roles = ScriptedFlips(list(self.flips)) if self.flips else None
         if self.mixed:
             return Policy("test-mixed", Turns(Role.MIXED), None, roles=roles)
         decode = Turns(Role.DECODE) if self.placement == "turns" else LeastTokens()
+        if "patient" in self.parts:
+            prefill = Patient(Turns(Role.PREFILL), 2, False)
+            return Policy("test", prefill, Patient(decode, 3, True), roles=roles)
         return Policy("test", Turns(Role.PREFILL), decode, roles=roles)
 
     def world(self, stepping: bool, log: Any = None) -> World:

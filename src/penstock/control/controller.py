@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -60,6 +61,8 @@ class Controller:
         self.requests: dict[int, RequestRecord] = {}
         self._prefill_cost: dict[int, float] = {}
         self._next_tick_part_s: list[float] = [0.0, 0.0]
+        # Requests that a placement told to wait, by (before or after the prefill, SLO class), in order of arrival.
+        self._pending: dict[tuple[bool, int], deque[int]] = {}
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event at ``now`` seconds; return what to do, in order.
@@ -106,7 +109,51 @@ class Controller:
             self._policy_chosen(event, now)
         if self.policy.observers:
             self._observers(event, now, actions)
+        if self._pending and not isinstance(event, RequestArrived):
+            self._ask_again(now, actions)
         return actions
+
+    # -- requests that wait ---------------------------------------------------------------------------------------
+
+    def pending(self) -> int:
+        """Requests that wait with the controller because their placement said so."""
+        return sum([len(queue) for queue in self._pending.values()])
+
+    def _hold(self, record: RequestRecord) -> None:
+        key = (record.stage == Stage.PREFILLED, record.slo_class)
+        queue = self._pending.get(key)
+        if queue is None:
+            queue = deque()
+            self._pending[key] = queue
+        queue.append(record.request)
+
+    def _behind_others(self, record: RequestRecord) -> bool:
+        """Does somebody of its class wait already? Then it waits behind them."""
+        return (record.stage == Stage.PREFILLED, record.slo_class) in self._pending
+
+    def _ask_again(self, now: float, actions: list[Action]) -> None:
+        """Room may have come: place those that wait, each class until its first one must go on waiting."""
+        for key in sorted(self._pending):
+            queue = self._pending[key]
+            while queue:
+                record = self.requests.get(queue[0])
+                stage = Stage.PREFILLED if key[0] else Stage.ARRIVED
+                if record is None or record.stage != stage:  # gone, or computed again elsewhere
+                    queue.popleft()
+                    continue
+                if not key[0]:
+                    placed = self._place_prefill(record, now, actions, True)
+                elif record.custody is not None and record.custody.refusal(now) is not None:
+                    queue.popleft()  # its KV's lease has run out: from the start
+                    self._lost(record.request, record.generated, now, actions)
+                    continue
+                else:
+                    placed = self._place_decode(record, now, actions, True)
+                if not placed:
+                    break
+                queue.popleft()
+            if not queue:
+                del self._pending[key]
 
     # -- one method an event ----------------------------------------------------------------------------------------
 
@@ -125,7 +172,11 @@ class Controller:
                 return
         self._place_prefill(record, now, actions)
 
-    def _place_prefill(self, record: RequestRecord, now: float, actions: list[Action]) -> None:
+    def _place_prefill(self, record: RequestRecord, now: float, actions: list[Action], again: bool = False) -> bool:
+        """Place or refuse; False if the request must (still) wait. ``again``: it is the first of those that wait."""
+        if not again and self._pending and self._behind_others(record):
+            self._hold(record)
+            return False
         decode = self.policy.decode
         in_place = record.in_place or decode is None
         if record.in_place and decode is not None:
@@ -134,15 +185,19 @@ class Controller:
         else:
             role = Role.PREFILL if decode is not None else Role.MIXED
             choice = self.policy.prefill.place(record, self.view, now)
+        if choice.waits:
+            if not again:
+                self._hold(record)
+            return False
         instance = self._relieved(role, choice, record, now, actions)
         if instance < 0:
             self._reject(record, Refusal.NO_INSTANCE, actions)
-            return
+            return True
         view = self.view
         tokens = record.context_tokens()
         if tokens > view.capacity_tokens[instance]:
             self._reject(record, Refusal.TOO_LONG, actions)
-            return
+            return True
         advance(record, Stage.PREFILLING)
         record.prefill_instance = instance
         record.promised_tokens = tokens
@@ -156,6 +211,7 @@ class Controller:
             actions.append(Serve(record.request, instance))
         else:
             actions.append(Prefill(record.request, instance))
+        return True
 
     def _prefill_done(self, event: PrefillDone, now: float, actions: list[Action]) -> None:
         record = self._record(event.request)
@@ -176,21 +232,30 @@ class Controller:
         record.custody = Custody(event.instance, record.context_tokens() - 1, now, self.lease_s)
         self._place_decode(record, now, actions)
 
-    def _place_decode(self, record: RequestRecord, now: float, actions: list[Action]) -> None:
+    def _place_decode(self, record: RequestRecord, now: float, actions: list[Action], again: bool = False) -> bool:
+        """As :meth:`_place_prefill`, after the prefill."""
+        if not again and self._pending and self._behind_others(record):
+            self._hold(record)
+            return False
         decode = self.policy.decode
         if decode is not None:
             role, choice = Role.DECODE, decode.place(record, self.view, now)
         else:  # a policy that does not disaggregate was chosen during the prefill
             role, choice = Role.MIXED, self.policy.prefill.place(record, self.view, now)
+        if choice.waits:
+            if not again:
+                self._hold(record)
+            return False
         instance = self._relieved(role, choice, record, now, actions)
         if instance < 0:
             self._reject(record, Refusal.NO_INSTANCE, actions)
-            return
+            return True
         advance(record, Stage.TRANSFERRING)
         self._spend(record, now)
         record.decode_instance = instance
         self._promise(record, instance)
         actions.append(Decode(record.request, instance))
+        return True
 
     def _decode_started(self, event: DecodeStarted, now: float) -> None:
         record = self._record(event.request)
@@ -280,6 +345,7 @@ class Controller:
             self._end_move(record)
         # Where the KV is still pinned elsewhere, the dead instance may have pulled it already: the claim is spent.
         record.custody = None
+        advance(record, Stage.ARRIVED)
         self._place_prefill(record, now, actions)
 
     def _tick(self, event: Tick, now: float, actions: list[Action]) -> None:

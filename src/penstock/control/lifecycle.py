@@ -10,13 +10,13 @@ _ENDS = frozenset({Stage.REJECTED, Stage.ABORTED})
 NEXT: dict[Stage, frozenset[Stage]] = {
     Stage.ARRIVED: frozenset({Stage.PREFILLING}) | _ENDS,
     # A prefill may start again (its instance died), finish at once (one token asked), or go on in place.
-    Stage.PREFILLING: frozenset({Stage.PREFILLING, Stage.PREFILLED, Stage.DECODING, Stage.FINISHED}) | _ENDS,
-    Stage.PREFILLED: frozenset({Stage.TRANSFERRING, Stage.PREFILLING}) | _ENDS,
+    Stage.PREFILLING: frozenset({Stage.ARRIVED, Stage.PREFILLED, Stage.DECODING, Stage.FINISHED}) | _ENDS,
+    Stage.PREFILLED: frozenset({Stage.TRANSFERRING, Stage.ARRIVED}) | _ENDS,
     # A claim on pinned KV is good for one pull: if its target dies, the prompt is computed again.
-    Stage.TRANSFERRING: frozenset({Stage.DECODING, Stage.PREFILLING}) | _ENDS,
-    Stage.DECODING: frozenset({Stage.MIGRATING, Stage.RECOMPUTING, Stage.FINISHED, Stage.PREFILLING}) | _ENDS,
-    Stage.MIGRATING: frozenset({Stage.DECODING, Stage.PREFILLING}) | _ENDS,
-    Stage.RECOMPUTING: frozenset({Stage.DECODING, Stage.PREFILLING}) | _ENDS,
+    Stage.TRANSFERRING: frozenset({Stage.DECODING, Stage.ARRIVED}) | _ENDS,
+    Stage.DECODING: frozenset({Stage.MIGRATING, Stage.RECOMPUTING, Stage.FINISHED, Stage.ARRIVED}) | _ENDS,
+    Stage.MIGRATING: frozenset({Stage.DECODING, Stage.ARRIVED}) | _ENDS,
+    Stage.RECOMPUTING: frozenset({Stage.DECODING, Stage.ARRIVED}) | _ENDS,
     Stage.FINISHED: frozenset(),
     Stage.REJECTED: frozenset(),
     Stage.ABORTED: frozenset(),

@@ -15,6 +15,7 @@ import msgspec
 from penstock.core.events import Event, Tick
 from penstock.core.types import MigrationLevel, Role
 from penstock.perf.step import StepModel
+from penstock.policy.engine import EngineKit
 from penstock.policy.view import ClusterView, RequestRecord
 
 
@@ -59,11 +60,23 @@ class Beliefs(msgspec.Struct, frozen=True):
 
 
 class Choice:
-    """An instance, and whether it meets the part's own test (SLO, capacity). -1 means there is none at all."""
+    """An instance, and whether it meets the part's own test (SLO, capacity). -1 means there is none at all.
+
+    :meth:`wait` answers "not now": the request stays with the controller, which asks again, first come first served
+    within its SLO class, whenever room may have come.
+    """
 
     def __init__(self, instance: int, fits: bool = True) -> None:
         self.instance = instance
         self.fits = fits
+        self.waits = False
+
+    @staticmethod
+    def wait() -> Choice:
+        """No instance now. After its prefill a request must not wait longer than its KV's lease."""
+        choice = Choice(-1, False)
+        choice.waits = True
+        return choice
 
 
 class Part:
@@ -167,7 +180,10 @@ class Roles(Part):
 
 
 class Policy:
-    """A composition of parts. ``decode=None`` serves in place (no disaggregation)."""
+    """A composition of parts. ``decode=None`` serves in place (no disaggregation).
+
+    ``engine`` holds what acts inside the engines; the live world leaves their queues and batches to vLLM.
+    """
 
     def __init__(
         self,
@@ -179,6 +195,7 @@ class Policy:
         roles: Roles | None = None,
         migration_level: MigrationLevel | None = None,
         observers: tuple[Part, ...] = (),
+        engine: EngineKit | None = None,
     ) -> None:
         self.name = name
         self.prefill = prefill
@@ -187,6 +204,7 @@ class Policy:
         self.rescheduler = rescheduler
         self.roles = roles
         self.migration_level = migration_level
+        self.engine = engine
         parts = [prefill, decode, admission, rescheduler, roles, *observers]
         seen: list[Part] = []
         for part in parts:

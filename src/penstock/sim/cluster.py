@@ -9,6 +9,7 @@ from typing import Protocol
 
 from penstock.core.errors import PenstockError
 from penstock.core.types import MigrationLevel, Role
+from penstock.perf.energy import ClockLevel, PowerModel
 from penstock.perf.step import StepModel
 
 
@@ -21,6 +22,8 @@ class InstanceSpec:
     start over from its prompt, as queueing models assume (WAIT, section 2); vLLM computes its KV again and goes on.
     ``async_scheduling``, ``prefix_caching`` and ``chunked_prefill`` are vLLM's options (see ``sim.engine``); the second
     finds what prompts share where the trace has hashes, and what is left of a preempted request's KV.
+    ``clocks`` are the levels that a policy's ``Clock`` may choose from, ascending; ``step_model`` is that of the highest,
+    at which the instance runs without one. ``power`` is of the whole instance; without it no joules are counted.
     """
 
     role: Role
@@ -34,10 +37,14 @@ class InstanceSpec:
     async_scheduling: bool = False
     prefix_caching: bool = True
     chunked_prefill: bool = True
+    clocks: tuple[ClockLevel, ...] = ()
+    power: PowerModel | None = None
 
     def __post_init__(self) -> None:
         if self.capacity_blocks < 1 or self.block_size < 1 or self.link_bytes_per_s <= 0:
             raise PenstockError("an instance needs at least one KV block and a link", "check capacity and bandwidth")
+        if any(a.mhz >= b.mhz for a, b in zip(self.clocks, self.clocks[1:], strict=False)):
+            raise PenstockError("the clock levels do not rise", "list each clock once, the lowest first")
         if not 1 <= self.max_num_seqs <= self.max_num_batched_tokens:
             raise PenstockError(
                 f"max_num_seqs {self.max_num_seqs} must be between 1 and max_num_batched_tokens "

@@ -13,7 +13,8 @@ admitted last loses its KV and is computed again from the front of the queue; a 
 it is pulled.
 
 Ours: sequences whose pull has ended join before the waiting queue is looked at, so that they cannot be stuck behind a
-request that waits for the very blocks they hold.
+request that waits for the very blocks they hold. A policy may put parts into an engine (``policy.engine``): an order
+of its queue, a budget for prompts; composing batches needs ``composed.ComposedEngine``.
 
 With ``async_scheduling`` (vLLM's default on GPUs since 0.14) step N + 1 is made while step N runs, from what step N - 1
 brought: what comes in during a step is first computed in the one after the next, unless there is nothing else to run,
@@ -28,7 +29,12 @@ from math import inf, sqrt
 from typing import Final
 
 from penstock.core.events import Load
+from penstock.core.types import Role
 from penstock.perf.step import StepModel
+from penstock.policy.engine import DECODING as JOB_DECODING
+from penstock.policy.engine import PAUSED as JOB_PAUSED
+from penstock.policy.engine import QUEUED as JOB_QUEUED
+from penstock.policy.engine import Chunking, Clock, EngineParts, Job, QueueOrder, Situation
 from penstock.sim.cluster import InstanceSpec
 from penstock.sim.prefix import PrefixCache
 from penstock.sim.seq import (
@@ -38,6 +44,7 @@ from penstock.sim.seq import (
     FIRST_TOKEN,
     GONE,
     JOINED,
+    PAUSED,
     PINNED,
     PREEMPTED,
     PREFILL_ONLY,
@@ -57,6 +64,9 @@ from penstock.sim.seq import (
 
 NOISE_EPOCH_STEPS: Final = 64
 """Noise is constant over this many steps of an engine, so that leaping and stepping draw the same numbers."""
+
+
+UNLIMITED: Final = 1 << 60
 
 
 class GapLog:
@@ -136,13 +146,53 @@ class Engine:
         self.lingering_slots = 0
         self.taken = 0  # blocks handed out so far
 
-        # Totals.
+        # Parts of the policy.
+        self.order_part: QueueOrder | None = None
+        self.chunking: Chunking | None = None
+        self.clock_part: Clock | None = None
+        self.sets_aside = False
+        self.entries = UNLIMITED  # prompts that may still join in this step
+        self.prompt_left = UNLIMITED  # prompt tokens that it may still compute
+        self.evicts = False
+        self.situation = Situation(index, spec.role, self.block_size, self.capacity_blocks)
+        self.situation.max_running = self.max_num_seqs
+        self.situation.max_batched_tokens = self.max_num_batched_tokens
+
+        # The clock: a level of the instance's, and what the engine looked like when the part was last asked for one.
+        self.models: list[StepModel] = [clock.step_model for clock in spec.clocks[:-1]]
+        self.models.append(spec.step_model)
+        self.level = len(self.models) - 1
+        self.clock_steps = UNLIMITED
+        self.ask_clock_at = UNLIMITED  # the step before which the part must be asked again
+        self.asked_batch = -1
+        self.asked_prompt = False
+        self.asked_waiting = False
+
+        # Totals; seconds of steps with and without prompts by clock level.
+        self.prompt_busy_s: list[float] = [0.0] * len(self.models)
+        self.decode_busy_s: list[float] = [0.0] * len(self.models)
         self.busy_s = 0.0
         self.prefill_tokens = 0
         self.decode_tokens = 0
         self.least_free = self.capacity_blocks
         self.preemptions = 0
         self.last_step_s = 0.0
+
+    def equip(self, parts: EngineParts) -> None:
+        """Put a policy's parts in. Once, before the first request."""
+        self.order_part = parts.order
+        self.chunking = parts.chunking if self.chunked_prefill else None
+        if parts.clock is not None and len(self.models) > 1:
+            self.clock_part = parts.clock
+            self.clock_steps = max(1, parts.clock.max_steps())
+            self.ask_clock_at = 0
+        if parts.order is not None:
+            self.sets_aside = parts.order.sets_aside()
+            self.evicts = parts.order.evicts()
+
+    def play(self, role: Role) -> None:
+        """Tell the parts which role the instance has now."""
+        self.situation.role = role
 
     # -- how time passes: the subclass's part -----------------------------------------------------------------------
 
@@ -191,8 +241,8 @@ class Engine:
         seq.order = self.order
         self.seqs[seq.request] = seq
         self._queue(seq, now)
-        if not (self.blocked and len(self.waiting) > 1):  # behind a blocked head nothing can change
-            self._poke(now, self.async_scheduling)
+        if self.order_part is not None or not (self.blocked and len(self.waiting) > 1):
+            self._poke(now, self.async_scheduling)  # behind a blocked head nothing can change
 
     def pulled(self, request: int, now: float) -> None:
         """The KV of a sequence has arrived; it joins (or stays staged) from the next boundary on."""
@@ -214,7 +264,7 @@ class Engine:
         seq.state = READY
         seq.seen = self._seen(now)
         self.ready.append(seq)
-        if len(self.running) < self.max_num_seqs:
+        if len(self.running) < self.max_num_seqs or self.clock_part is not None:
             self._poke(now, self.async_scheduling)
 
     def extend(self, request: int, tokens: int, now: float) -> None:
@@ -274,7 +324,7 @@ class Engine:
         self._note_dip(now)
         self._free(seq)
         seq.state = GONE
-        if self.waiting or self.ready:
+        if self.waiting or self.ready or self.clock_part is not None:
             self._poke(now)
 
     def die(self, now: float) -> None:
@@ -299,6 +349,7 @@ class Engine:
         self.planned = 0
         self.blocked = False
         self.slow = 1.0
+        self.asked_batch = -1
         if self.cache is not None:
             self.cache = PrefixCache(self.cache.width)
 
@@ -359,6 +410,11 @@ class Engine:
 
     def _look_again(self, now: float, calm: bool) -> None:
         """No leap where the very next boundary matters: after a preemption, or when someone leaves or may join."""
+        if self.planned > 1:
+            if self.chunking is not None and (self.waiting or self.partial is not None):
+                calm = False  # its budget may be larger at the next boundary
+            elif (self.sets_aside or self.evicts) and self.waiting:
+                calm = False  # what pushing others out would yield changes from step to step
         if calm and not self.leaving and not self.aborted and not self.wake_again:
             return
         self.wake_again = False
@@ -396,6 +452,8 @@ class Engine:
             self._share(seq)
             if seq.last_token_s >= 0.0:  # recomputed: the client has waited since its last token
                 self.gaps.add(now - seq.last_token_s, 0.0, 1, 1)
+            elif seq.job is not None and seq.job.first_token_s < 0.0:
+                seq.job.first_token_s = now
             seq.tokens += 1
             seq.last_token_s = now
             if seq.tokens >= seq.final_tokens and seq.kind == SERVE:
@@ -503,7 +561,7 @@ class Engine:
     def _continue_prefill(
         self, seq: Seq, budget: int, calm: bool, now: float, notices: list[Notice]
     ) -> tuple[int, bool]:
-        chunk = min(seq.tokens - seq.computed, budget)
+        chunk = min(seq.tokens - seq.computed, budget, self.prompt_left)
         if chunk <= 0:
             return budget, calm
         need = self._blocks(seq.computed + chunk) - self._held(seq)
@@ -518,6 +576,7 @@ class Engine:
         self.taken += need
         seq.blocks += need
         seq.chunk = chunk
+        self.prompt_left -= chunk
         seq.state = PREFILLING
         self.chunks.append(seq)
 
@@ -534,7 +593,10 @@ class Engine:
                 latest = -1
                 if self.ready:
                     latest = self.ready[len(self.ready) - 1].seen
-                if self.waiting:
+                if self.order_part is not None:
+                    for seq in self.waiting:
+                        latest = max(latest, seq.seen)
+                elif self.waiting:
                     latest = max(latest, self.waiting[len(self.waiting) - 1].seen)
                 if latest >= self.step or (self.lingering_slots and (self.ready or self.waiting)):
                     self.wake_again = True
@@ -543,8 +605,12 @@ class Engine:
         self.blocked = False
         if self.ready:
             budget = self._admit_ready(budget, notices, newest)
+        if self.order_part is not None and len(self.waiting) > 0:
+            self._arrange(self.order_part, now, newest)
         waiting = self.waiting
-        while waiting and budget > 0 and len(self.running) + self.lingering_slots < self.max_num_seqs:
+        while waiting and budget > 0 and self.entries > 0:
+            if self._slots() <= 0:
+                break
             seq = waiting[0]
             if seq.seen > newest:
                 self.blocked = True
@@ -564,13 +630,181 @@ class Engine:
             if not self.chunked_prefill and self._must_wait_whole(seq, budget):
                 self.blocked = True
                 return
-            if not self._start_prefill(seq, budget, now):
+            if self.prompt_left <= 0 or not self._start_prefill(seq, budget, now):
                 self.blocked = True
                 return
             waiting.popleft()
             budget -= seq.chunk
+            self.entries -= 1
         if waiting:
             self.blocked = True
+
+    def _slots(self) -> int:
+        return self.max_num_seqs - len(self.running) - self.lingering_slots
+
+    # -- parts of the policy ----------------------------------------------------------------------------------------
+
+    def _look(self, now: float) -> Situation:
+        """The engine as its parts see it."""
+        situation = self.situation
+        situation.now_s = now
+        situation.free_blocks = self.free
+        situation.decodes = self.batch
+        situation.context = self.context
+        situation.waiting = len(self.waiting)
+        situation.last_step_s = self.last_step_s
+        return situation
+
+    def _brief(self, seq: Seq, now: float) -> Job:
+        """A request as the parts see it."""
+        job = seq.job
+        assert job is not None, "an engine with parts got a request without a job"
+        job.tokens = self.tokens_of(seq, now)
+        job.left = max(0, seq.tokens - seq.computed)
+        job.blocks = self._held(seq)
+        job.pull = False
+        if seq.state == DECODING or seq.state == PAUSED:
+            job.state = JOB_DECODING if seq.state == DECODING else JOB_PAUSED
+            job.left = 0
+            job.blocks = self._blocks(job.tokens - 1)
+        else:
+            job.state = JOB_QUEUED
+            if seq.kind == PULL or seq.kind == STAGE:
+                job.pull = True
+                job.left = 0
+        return job
+
+    def _arrange(self, order: QueueOrder, now: float, newest: int) -> None:
+        """Sort the queue by urgency; what the engine has not noticed yet stays behind."""
+        situation = self._look(now)
+        keyed: list[tuple[bool, float, int, Seq]] = []
+        for seq in self.waiting:
+            late = seq.seen > newest
+            urgency = -inf  # the one short chunk of a re-sent prompt, for which a move waits
+            if late:
+                urgency = 0.0
+            elif seq.kind != REPROMPT:
+                urgency = order.urgency(self._brief(seq, now), situation)
+            keyed.append((late, urgency, len(keyed), seq))
+        keyed.sort(key=_by_key)
+        self.waiting.clear()
+        for entry in keyed:
+            self.waiting.append(entry[3])
+
+    def _give_way(self, now: float, notices: list[Notice]) -> None:
+        """Before the step is made: let the most urgent one that waits push others aside, as far as the order allows."""
+        order = self.order_part
+        if order is None or not self.waiting or not (self.sets_aside or self.evicts):
+            return
+        newest = self.step - 1 if self.async_scheduling else self.step
+        self._arrange(order, now, newest)
+        head = self.waiting[0]
+        if head.seen > newest or head.kind == REPROMPT:
+            return
+        situation = self._look(now)
+        urgency = order.urgency(self._brief(head, now), situation)
+        partial = self.partial
+        computes = head.kind != PULL and head.kind != STAGE
+        if (
+            self.sets_aside
+            and computes
+            and partial is not None
+            and order.urgency(self._brief(partial, now), situation) > urgency
+        ):
+            del self.running[partial.request]
+            partial.state = WAITING
+            partial.seen = -1
+            self.waiting.append(partial)
+            self.partial = None
+        need = self._blocks(head.tokens) - self._held(head)
+        if need <= self.free and self._slots() > 0:
+            return
+        if self.sets_aside:
+            for seq in reversed(list(self.waiting)):  # KV of prompts set aside is computed again
+                if need <= self.free:
+                    break
+                if seq is not head and seq.blocks > 0 and seq.started_s >= 0.0 and seq.kind != PULL:
+                    self._free(seq)
+        if self.evicts:
+            self._evict_for(order, head, urgency, need, now, notices)
+
+    def _set_clock(self, now: float) -> None:
+        """Before a step is planned: ask for its clock level if anything has changed.
+
+        The rule looks at the engine alone, so that leaping and stepping ask at the same steps.
+        """
+        part = self.clock_part
+        if part is None or (self.batch == 0 and not self.chunks):
+            return
+        newest = self.step - 1 if self.async_scheduling else self.step
+        waiting = 0
+        for seq in self.waiting:
+            waiting += seq.seen <= newest
+        for seq in self.ready:
+            waiting += seq.seen <= newest
+        prompts = len(self.chunks) > 0
+        same = self.batch == self.asked_batch and (waiting > 0) == self.asked_waiting
+        if same and not prompts and not self.asked_prompt and self.step < self.ask_clock_at:
+            return
+        self.asked_batch = self.batch
+        self.asked_prompt = prompts
+        self.asked_waiting = waiting > 0
+        self.ask_clock_at = self.step + self.clock_steps
+        situation = self._look(now)
+        situation.waiting = waiting
+        situation.clock = self.level
+        jobs: list[Job] = []
+        tokens = 0
+        for seq in self.chunks:
+            tokens += seq.chunk
+            jobs.append(self._brief(seq, now))
+        self.level = max(0, min(part.choose(situation, jobs, tokens), len(self.models) - 1))
+        self.model = self.models[self.level]
+
+    def _spend(self, seconds: float) -> None:
+        """Book the time of steps that ended."""
+        self.busy_s += seconds
+        if self.chunks:
+            self.prompt_busy_s[self.level] += seconds
+        else:
+            self.decode_busy_s[self.level] += seconds
+
+    def clock_level(self) -> int:
+        """The level the engine runs at; -1 if it has only one."""
+        return self.level if len(self.models) > 1 else -1
+
+    def _evict_for(
+        self, order: QueueOrder, head: Seq, urgency: float, need: int, now: float, notices: list[Notice]
+    ) -> None:
+        """Throw out the least urgent decodes until ``head`` has room; nobody if all that may go would not do."""
+        situation = self.situation
+        found: list[tuple[bool, float, int, Seq]] = []
+        for seq in self.running.values():
+            if seq.state == DECODING and seq not in self.leaving:
+                job = self._brief(seq, now)
+                rank = order.urgency(job, situation)
+                if rank > urgency and order.may_evict(job, self._brief(head, now), situation):
+                    found.append((False, -rank, -len(found), seq))
+        found.sort(key=_by_key)
+        blocks = self.free
+        slots = self._slots()
+        for n in range(len(found)):
+            seq = found[n][3]
+            blocks += self._blocks(self.tokens_of(seq, now) - 1)
+            slots += 1
+            if blocks >= need and slots > 0:
+                for entry in found[: n + 1]:
+                    self._preempt(entry[3], now, notices)
+                return
+
+    def _budget(self, now: float) -> int:
+        """Tokens that the step about to be made may compute beside its decodes. Sets ``prompt_left``."""
+        chunking = self.chunking
+        if chunking is not None:
+            partial = self.partial
+            wanted = chunking.budget(self._look(now), None if partial is None else self._brief(partial, now))
+            self.prompt_left = max(wanted, 1 if self.batch == 0 else 0)
+        return self.max_num_batched_tokens - self.batch
 
     def _must_wait_whole(self, seq: Seq, budget: int) -> bool:
         """Without chunked prefill: is there too little budget left for all that this prompt must compute?
@@ -653,7 +887,7 @@ class Engine:
         if seq.started_s < 0.0:
             seq.started_s = now
         self.running[seq.request] = seq
-        chunk = min(seq.tokens - seq.computed, budget)
+        chunk = min(seq.tokens - seq.computed, budget, self.prompt_left)
         self._take_chunk(seq, chunk, self._blocks(seq.computed + chunk) - self._held(seq))
         return True
 
@@ -706,3 +940,7 @@ class Engine:
 
 def _by_order(seq: Seq) -> int:
     return seq.order
+
+
+def _by_key(entry: tuple[bool, float, int, Seq]) -> tuple[bool, float, int]:
+    return entry[0], entry[1], entry[2]

@@ -53,7 +53,7 @@ class LeapingEngine(Engine):
                 k = min(k, self.planned - 1)
                 free += self.lingering_blocks - self._growth_of(k)
                 step_s = self.first_s + self.rise_s * k
-        return Load(self.batch, len(self.seqs) - len(self.running), context, free, step_s)
+        return Load(self.batch, len(self.seqs) - len(self.running), context, free, step_s, self.clock_level())
 
     def decoding(self, now: float) -> list[tuple[Seq, int]]:
         """Sequences in the decode batch with their lengths at ``now``, in order of admission."""
@@ -72,17 +72,20 @@ class LeapingEngine(Engine):
                 self._purge(now)
             if self.chunks:
                 self._end_chunks(now, notices)
-            finishing = self.finishing
-            while finishing and finishing[0][0] <= self.step:
-                _, ticket, seq = heappop(finishing)
-                if seq.state == DECODING and seq.ticket == ticket:
-                    self._catch_up(seq, now)
-                    self._leave_batch(seq)
-                    self._retire(seq)
-                    notices.append(Notice(FINISHED, seq))
+            self._end_finished(now, notices)
         if self.leaving:
             self._let_go(now, notices)
         return notices
+
+    def _end_finished(self, now: float, notices: list[Notice]) -> None:
+        finishing = self.finishing
+        while finishing and finishing[0][0] <= self.step:
+            _, ticket, seq = heappop(finishing)
+            if seq.state == DECODING and seq.ticket == ticket:
+                self._catch_up(seq, now)
+                self._leave_batch(seq)
+                self._retire(seq)
+                notices.append(Notice(FINISHED, seq))
 
     def begin(self, now: float) -> list[Notice]:
         """Start the next step (or leap) at ``now``; report what began with it. Sets ``wake_s``."""
@@ -90,8 +93,9 @@ class LeapingEngine(Engine):
         self.begin_s = now
         if self.aborted:
             self._purge(now)
+        self._give_way(now, notices)
         calm = self._grow_decodes(now, notices)
-        budget = self.max_num_batched_tokens - self.batch
+        budget = self._budget(now)
         if self.partial is not None:
             budget, calm = self._continue_prefill(self.partial, budget, calm, now, notices)
         self.joined.clear()
@@ -134,7 +138,7 @@ class LeapingEngine(Engine):
     def _account(self, k: int) -> None:
         """Take ``k`` steps of the plan into the books."""
         first, rise, batch = self.first_s, self.rise_s, self.batch
-        self.busy_s += k * first + rise * (0.5 * k * (k - 1))
+        self._spend(k * first + rise * (0.5 * k * (k - 1)))
         self.last_step_s = first + rise * (k - 1)
         self._end_lingering()
         if k > 1:
@@ -146,18 +150,23 @@ class LeapingEngine(Engine):
         if batch > 0:
             self.context += k * batch
             self.decode_tokens += k * batch
-            joining = len(self.joined)
-            if joining == 0:
-                self.gaps.add(first, rise, k, batch)
-            else:  # the first gap of those who joined at the start of this leap spans their transfer
-                for seq in self.joined:
-                    self.gaps.add(self.begin_s + first - seq.last_token_s, 0.0, 1, 1)
-                if batch > joining:
-                    self.gaps.add(first, 0.0, 1, batch - joining)
-                if k > 1:
-                    self.gaps.add(first + rise, rise, k - 1, batch)
-                self.joined.clear()
+            self._log_gaps(k)
         self.planned = 0
+
+    def _log_gaps(self, k: int) -> None:
+        """Record the gaps before the tokens of ``k`` steps."""
+        first, rise, batch = self.first_s, self.rise_s, self.batch
+        joining = len(self.joined)
+        if joining == 0:
+            self.gaps.add(first, rise, k, batch)
+            return
+        for seq in self.joined:  # the first gap of those who joined at the start of this leap spans their transfer
+            self.gaps.add(self.begin_s + first - seq.last_token_s, 0.0, 1, 1)
+        if batch > joining:
+            self.gaps.add(first, 0.0, 1, batch - joining)
+        if k > 1:
+            self.gaps.add(first + rise, rise, k - 1, batch)
+        self.joined.clear()
 
     def _grow_decodes(self, now: float, notices: list[Notice]) -> bool:
         """Give every decode the block its next token needs; preempt from the back if there is none. True if calm."""
@@ -190,6 +199,7 @@ class LeapingEngine(Engine):
     def _plan(self, now: float) -> None:
         """Fix how long the next step or leap takes, and when to wake."""
         self.version += 1
+        self._set_clock(now)
         batch = self.batch
         chunks = self.chunks
         if chunks:
@@ -227,6 +237,8 @@ class LeapingEngine(Engine):
             k = min(k, max(1, int((limit - self.context) / self.batch) + 1))
         if self.noise:
             k = min(k, NOISE_EPOCH_STEPS - self.step % NOISE_EPOCH_STEPS)
+        if self.clock_part is not None:
+            k = min(k, self.ask_clock_at - self.step)
         return self._affordable(k)
 
     def _affordable(self, k: int) -> int:

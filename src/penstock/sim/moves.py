@@ -62,7 +62,9 @@ def start(world: World, action: Migrate) -> None:
 
 
 def _stage(world: World, flight: Flight, target: Engine, tokens: int) -> None:
-    target.submit(Seq(flight.request, STAGE, tokens, flight.final_tokens), world.now)
+    seq = Seq(flight.request, STAGE, tokens, flight.final_tokens)
+    seq.job = flight.job
+    target.submit(seq, world.now)
     world.arm(target)
 
 
@@ -116,6 +118,7 @@ def on_extracted(world: World, engine: Engine, seq: Seq) -> None:
         engine.release(seq.request, now)
         flight.source = -1
         fresh = Seq(seq.request, SERVE, seq.tokens, flight.final_tokens)
+        fresh.job = flight.job
         fresh.resumed = True
         fresh.last_token_s = seq.last_token_s
         target.submit(fresh, now)
@@ -124,6 +127,7 @@ def on_extracted(world: World, engine: Engine, seq: Seq) -> None:
         target.extend(seq.request, seq.tokens, now)
     else:
         fresh = Seq(seq.request, PULL, seq.tokens, flight.final_tokens)
+        fresh.job = flight.job
         fresh.last_token_s = seq.last_token_s
         target.submit(fresh, now)
     world.arm(target)

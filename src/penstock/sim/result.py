@@ -90,7 +90,10 @@ class Timeline:
 
 @dataclass(frozen=True)
 class InstanceColumns:
-    """One row an instance: totals over the run; ``role`` is the one at the end (``Flips`` has the changes)."""
+    """One row an instance: totals over the run; ``role`` is the one at the end (``Flips`` has the changes).
+
+    ``energy`` is None for a run that was measured from outside.
+    """
 
     role: NDArray[np.int8]
     capacity_blocks: I64
@@ -103,6 +106,22 @@ class InstanceColumns:
     preemptions: I64
     bytes_in: F64
     bytes_out: F64
+    energy: EnergyColumns | None = None
+
+
+@dataclass(frozen=True)
+class EnergyColumns:
+    """What the instances drew: joules float64[n], NaN for one without a power model.
+
+    ``idle_j`` is the part of ``energy_j`` drawn while no step ran. ``clock_mhz``, ``clock_busy_s`` and ``clock_j``,
+    float64[n, levels], say at which clock the steps ran, NaN beyond an instance's levels (and MHz where it has none).
+    """
+
+    energy_j: F64
+    idle_j: F64
+    clock_mhz: F64
+    clock_busy_s: F64
+    clock_j: F64
 
 
 @dataclass(frozen=True)

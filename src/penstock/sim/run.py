@@ -15,13 +15,17 @@ from penstock.control.controller import Controller
 from penstock.core.errors import PenstockError
 from penstock.core.events import MoveOrdered
 from penstock.core.types import MigrationLevel, Slo
+from penstock.perf.energy import busy_joules
+from penstock.policy.engine import EngineParts
 from penstock.policy.parts import Beliefs, Policy
-from penstock.sim.cluster import ClusterSpec, Fault, FaultKind, ForcedMove, LengthSource, Scenario
+from penstock.sim.cluster import ClusterSpec, Fault, FaultKind, ForcedMove, InstanceSpec, LengthSource, Scenario
+from penstock.sim.composed import ComposedEngine
 from penstock.sim.engine import Engine, GapLog
 from penstock.sim.faults import bring_up, slow_down, take_down
 from penstock.sim.leaping import LeapingEngine
 from penstock.sim.network import Network
 from penstock.sim.result import (
+    EnergyColumns,
     Flips,
     InstanceColumns,
     Migrations,
@@ -119,7 +123,7 @@ def build_world(
             "give one SLO a class, or one for all",
         )
     gaps = GapLog()
-    engines = _engines(trace, cluster, scenario, gaps)
+    engines = _engines(trace, cluster, policy, scenario, gaps)
     network = Network([s.link_bytes_per_s for s in cluster.instances], cluster.link_latency_s, cluster.handshake_s)
     world = World(
         Controller(policy, beliefs, cluster.migration_level, cluster.lease_s),
@@ -134,6 +138,7 @@ def build_world(
         [trace.prefixes.of(i) for i in range(len(trace))] if trace.prefixes is not None else [],
         min(s.capacity_tokens for s in cluster.instances),
     )
+    world.equipped = policy.engine is not None
     world.lengths = lengths
     world.log = log
     world.tick_s = policy.tick_s() or 0.0
@@ -146,7 +151,7 @@ def build_world(
     return world
 
 
-def _engines(trace: Trace, cluster: ClusterSpec, scenario: Scenario, gaps: GapLog) -> list[Engine]:
+def _engines(trace: Trace, cluster: ClusterSpec, policy: Policy, scenario: Scenario, gaps: GapLog) -> list[Engine]:
     rng = np.random.default_rng(scenario.seed)
     hash_tokens = trace.prefixes.block_tokens if trace.prefixes is not None else 0
     engines: list[Engine] = []
@@ -160,12 +165,24 @@ def _engines(trace: Trace, cluster: ClusterSpec, scenario: Scenario, gaps: GapLo
         if scenario.noise > 0.0:
             sigma = scenario.noise
             noise = np.exp(rng.normal(-0.5 * sigma * sigma, sigma, NOISE_DRAWS)).tolist()
-        make = SteppingEngine if scenario.stepping else LeapingEngine
-        engine = make(i, spec, gaps, hash_tokens, noise)
-        if isinstance(engine, SteppingEngine):
-            engine.open_table()
+        parts = EngineParts() if policy.engine is None else policy.engine.parts(i, spec.role)
+        engine = _engine(i, spec, parts, scenario.stepping, gaps, hash_tokens, noise)
+        engine.equip(parts)
         engines.append(engine)
     return engines
+
+
+def _engine(
+    i: int, spec: InstanceSpec, parts: EngineParts, stepping: bool, gaps: GapLog, hash_tokens: int, noise: list[float]
+) -> Engine:
+    """The engine that can do what the policy's parts ask for."""
+    if parts.batching is not None:
+        return ComposedEngine(i, spec, gaps, hash_tokens, noise)
+    if stepping:
+        engine = SteppingEngine(i, spec, gaps, hash_tokens, noise)
+        engine.open_table()
+        return engine
+    return LeapingEngine(i, spec, gaps, hash_tokens, noise)
 
 
 def _injected(world: World, cluster: ClusterSpec, thing: Fault | ForcedMove) -> None:
@@ -210,6 +227,24 @@ class Sampler:
             used_blocks=data[:, :, 3],
             role=data[:, :, 4].astype(np.int8),
         )
+
+
+def _energy(world: World, cluster: ClusterSpec) -> EnergyColumns:
+    """Joules by instance and clock level. An instance that is down is taken to idle."""
+    n, levels = len(world.engines), max(len(e.models) for e in world.engines)
+    idle_j, mhz, busy_s, joules = np.full(n, np.nan), *(np.full((n, levels), np.nan) for _ in range(3))
+    for i, (engine, spec) in enumerate(zip(world.engines, cluster.instances, strict=True)):
+        here = slice(0, len(engine.models))
+        prompt_s, decode_s = np.array(engine.prompt_busy_s), np.array(engine.decode_busy_s)
+        busy_s[i, here] = prompt_s + decode_s
+        if spec.clocks:
+            mhz[i, here] = [clock.mhz for clock in spec.clocks]
+        if spec.power is not None:
+            clocks = [clock.mhz for clock in spec.clocks] or [1.0]
+            joules[i, here] = busy_joules(spec.power, clocks, prompt_s, decode_s)
+            idle_j[i] = spec.power.idle_w * max(world.now - engine.busy_s, 0.0)
+    unknown = np.isnan(idle_j)
+    return EnergyColumns(np.where(unknown, np.nan, np.nansum(joules, axis=1) + idle_j), idle_j, mhz, busy_s, joules)
 
 
 def collect(
@@ -269,6 +304,7 @@ def collect(
             preemptions=np.array([e.preemptions for e in world.engines], np.int64),
             bytes_in=np.array(world.network.bytes_in),
             bytes_out=np.array(world.network.bytes_out),
+            energy=_energy(world, cluster),
         ),
         simulated_s=world.now,
         wall_s=wall_s,

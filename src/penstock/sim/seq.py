@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from penstock.policy.engine import Job
+
 # What the sequence is there for.
 PREFILL_ONLY: Final = 0  # compute the prompt, emit one token, keep the KV pinned for a pull
 SERVE: Final = 1  # compute (or recompute) what is missing, then decode to the end
@@ -19,6 +21,7 @@ PREFILLING: Final = 3
 DECODING: Final = 4
 PINNED: Final = 5
 GONE: Final = 6
+PAUSED: Final = 7  # left out of the step by a batching part; keeps its KV and its slot
 
 # What an engine reports at a step boundary.
 FIRST_TOKEN: Final = 0  # a prefill (or recompute, see ``Seq.resumed``) ended and a token came out
@@ -35,7 +38,8 @@ class Seq:
 
     ``tokens`` is the length of the sequence (prompt and output so far) as of ``at_step`` of a decoding sequence, and
     simply the length otherwise. ``computed`` tokens of it have KV here. It ends at ``final_tokens``.
-    ``last_token_s`` is when the client got the latest token (-1 before the first).
+    ``last_token_s`` is when the client got the latest token (-1 before the first). ``job`` is what the engine's parts
+    see of it, where there are any.
     """
 
     def __init__(self, request: int, kind: int, tokens: int, final_tokens: int, hashes: tuple[int, ...] = ()) -> None:
@@ -60,6 +64,7 @@ class Seq:
         self.resumed = False
         self.started_s = -1.0
         self.last_token_s = -1.0
+        self.job: Job | None = None
 
 
 class Notice:

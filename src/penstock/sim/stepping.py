@@ -80,7 +80,7 @@ class SteppingEngine(Engine):
             self.running_step = False
             self.planned = 0
             self._end_lingering()
-            self.busy_s += self.first_s
+            self._spend(self.first_s)
             self.last_step_s = self.first_s
             self.step += 1
             finished: list[Seq] = []
@@ -112,6 +112,8 @@ class SteppingEngine(Engine):
         notices: list[Notice] = []
         self.begin_s = now
         self._purge(now)
+        self._recount()
+        self._give_way(now, notices)
         self.joined.clear()
         calm = True
         for seq in list(self.running.values()):
@@ -129,7 +131,8 @@ class SteppingEngine(Engine):
             self.free -= need
             self.taken += need
             seq.blocks += need
-        budget = self.max_num_batched_tokens - sum(1 for s in self.running.values() if s.state == DECODING)
+        self._recount()
+        budget = self._budget(now)
         if self.partial is not None:
             budget, calm = self._continue_prefill(self.partial, budget, calm, now, notices)
         if calm:
@@ -146,6 +149,7 @@ class SteppingEngine(Engine):
 
     def _plan(self, now: float) -> None:
         self.version += 1
+        self._set_clock(now)
         chunks = self.chunks
         if not chunks and self.batch == 0:
             self.planned = 0
@@ -183,7 +187,8 @@ class SteppingEngine(Engine):
 
     def load(self, now: float) -> Load:
         """The engine as it sees itself."""
-        return Load(self.batch, len(self.seqs) - len(self.running), self.context, self.free, self.last_step_s)
+        waiting = len(self.seqs) - len(self.running)
+        return Load(self.batch, waiting, self.context, self.free, self.last_step_s, self.clock_level())
 
     # -- no closed forms --------------------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from penstock.core.events import (
     Tick,
 )
 from penstock.core.types import MigrationLevel, Slo
+from penstock.policy.engine import Job
 from penstock.sim import moves
 from penstock.sim.engine import Engine
 from penstock.sim.moves import Move
@@ -73,6 +74,7 @@ class Flight:
         self.pinned_s = 0.0
         self.move: Move | None = None
         self.flow: Flow | None = None
+        self.job: Job | None = None  # where engines have parts of the policy
         self.silent = False  # its next join is the end of a rolled-back migration: no event
 
 
@@ -113,6 +115,7 @@ class World:
         self.waking = -1
         self.up = [True for _ in engines]
         self.flights: dict[int, Flight] = {}
+        self.equipped = False
         self.lengths: Any = None
         self.log: Any = None
         self.on_injected: Callable[[Any], None] | None = None
@@ -256,7 +259,12 @@ class World:
             self.outcome[i] = 2
             self.reject_reasons[TOO_LONG] = self.reject_reasons.get(TOO_LONG, 0) + 1
             return
-        self.flights[i] = Flight(i, prompt, output)
+        flight = Flight(i, prompt, output)
+        self.flights[i] = flight
+        if self.equipped:
+            kind = self.slo_class[i]
+            flight.job = Job(i, prompt, self.slos[kind], kind, self.now)
+            flight.job.predicted_output = self._predict(flight, 0)
         prefix = self.hashes[i] if self.hashes else ()
         self.tell(RequestArrived(i, prompt, self.slos[self.slo_class[i]], self.slo_class[i], prefix))
 
@@ -470,6 +478,7 @@ class World:
             moves.start(self, action)
         elif isinstance(action, Flip):
             self.flips.append((self.now, action.instance, int(action.role)))
+            self.engines[action.instance].play(action.role)
         elif isinstance(action, Reject):
             self._do_reject(action)
 
@@ -480,6 +489,7 @@ class World:
         engine = self.engines[instance]
         hashes = self.hashes[request] if self.hashes else ()
         seq = Seq(request, kind, flight.prompt + flight.generated, flight.final_tokens, hashes)
+        seq.job = flight.job
         seq.last_token_s = flight.last_token_s
         flight.silent = False
         flight.engine = instance
@@ -495,6 +505,7 @@ class World:
             engine.adopt(action.request, flight.final_tokens, self.now)
         else:
             seq = Seq(action.request, PULL, flight.prompt + flight.generated, flight.final_tokens)
+            seq.job = flight.job
             seq.last_token_s = flight.last_token_s
             engine.submit(seq, self.now)
         self.arm(engine)
