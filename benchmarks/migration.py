@@ -158,7 +158,7 @@ class Trial:
         """All requests with forced moves; figures and differences."""
         metrics = self.deployment.metrics
         self.world.controller.migration_level = level
-        before = Counter(metrics.migrations)
+        before, failed = Counter(metrics.migrations), Counter(metrics.move_failures)
         metrics.pauses.clear()
         metrics.last_pulls.clear()
         twice, cuts = metrics.decoded_twice, Counter[int]()
@@ -193,7 +193,7 @@ class Trial:
             "identical": sum(same),
             "moves": done,
             "rolled_back": sum(n for (_, _, outcome), n in found.items() if outcome != "done"),
-            "why_rolled_back": dict(metrics.move_failures),
+            "why_rolled_back": dict(Counter(metrics.move_failures) - failed),
             "ordered_at_offsets": len(cuts),
             "decoded_twice": metrics.decoded_twice - twice,
             "last_pulls": pulls(metrics.last_pulls),

@@ -80,6 +80,30 @@ def test_the_kv_is_pulled_and_not_computed_again(level: MigrationLevel) -> None:
     run(work)
 
 
+def test_the_last_pull_is_short_however_long_tokens_are_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two blocks and what was decoded during the first pull: gathering comes before it."""
+
+    async def slowly(move: handoff.Handoff) -> None:
+        for _ in range(60):
+            move._token.clear()
+            await move._token.wait()
+
+    monkeypatch.setattr(handoff.Handoff, "_gathered", slowly)
+
+    async def work() -> None:
+        async with bench(engine=quick(0.004), roles=PDD) as b:
+            prompt = ids(100)
+            stream = b.stream(body_of(prompt, 200))
+            await stream.tokens(5)
+            assert await order(b, stream, level=PRECOPY)
+            ((left, meanwhile),) = b.world.metrics.last_pulls
+            assert 0 < left <= 2 * 16 + meanwhile
+            await checked(stream, prompt, 200)
+            await b.settled()
+
+    run(work)
+
+
 @pytest.mark.parametrize("path", ["/v1/completions", CHAT])
 @BOTH
 def test_answers_that_are_not_streamed_move_too(level: MigrationLevel, path: str) -> None:

@@ -14,12 +14,17 @@ import msgspec
 import pytest
 import zmq
 
+from penstock.core.errors import PenstockError
+from penstock.core.types import Role
 from penstock.live import link as link_module
+from penstock.live.emulated.fleet import EmulatedFleet
+from penstock.live.emulated.settings import EmulatedSettings
 from penstock.live.link import Link, LinkError, linked
 from penstock.live.plugin.penstock_engine.messages import PROTOCOL, Answer, Command, Prediction, Running, Step
+from penstock.live.serve import Deployment, EngineAddress
 from penstock.live.sockets import LoopSocket, next_port
 from tests.live.answers import until
-from tests.live.support import run
+from tests.live.support import run, setup
 
 encode = msgspec.msgpack.encode
 LEVELS = (0.1, 0.5, 0.9)
@@ -34,21 +39,20 @@ class Plugin:
         self.commands: list[tuple[list[bytes], Command]] = []
         self.hellos = 0
         self.number = 0
-        self.stream = context.socket(zmq.PUB)
-        for _ in range(200):  # what a test has just closed may still be closing
+        # The port above a free one may be another's, and what a test has just closed may still be closing.
+        for _ in range(200):
+            self.stream, router = context.socket(zmq.PUB), context.socket(zmq.ROUTER)
             try:
                 self.stream.bind(f"tcp://127.0.0.1:{port}")
-                break
-            except zmq.ZMQError:
-                threading.Event().wait(0.01)
-        self.address = self.stream.getsockopt_string(zmq.LAST_ENDPOINT)
-        router = context.socket(zmq.ROUTER)
-        for _ in range(200):
-            try:
+                self.address = self.stream.getsockopt_string(zmq.LAST_ENDPOINT)
                 router.bind(next_port(self.address))
                 break
             except zmq.ZMQError:
+                self.stream.close(linger=0)
+                router.close(linger=0)
                 threading.Event().wait(0.01)
+        else:
+            raise AssertionError("no two free ports")
         self.router = LoopSocket(router, self._heard)
 
     def _heard(self, frames: list[bytes]) -> None:
@@ -79,13 +83,15 @@ class Plugin:
 async def pair() -> AsyncIterator[tuple[Plugin, Link]]:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     plugin = Plugin(context)
-    link = await linked(context, plugin.address)
-    assert link is not None
-    try:
+    link: Link | None = None
+    try:  # a context that is left to the garbage collector with open sockets hangs the process
+        link = await linked(context, plugin.address)
+        assert link is not None
         await heard(plugin, link)
         yield plugin, link
     finally:
-        link.close()
+        if link is not None:
+            link.close()
         plugin.close()
         context.destroy(linger=0)
 
@@ -198,11 +204,12 @@ def test_an_engine_that_was_restarted_is_greeted_again(monkeypatch: pytest.Monke
     async def work() -> None:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         plugin = Plugin(context, "one")
-        link = await linked(context, plugin.address)
-        assert link is not None
-        hellos: list[Answer] = []
-        link.on_hello = hellos.append
+        link: Link | None = None
         try:
+            link = await linked(context, plugin.address)
+            assert link is not None
+            hellos: list[Answer] = []
+            link.on_hello = hellos.append
             await heard(plugin, link)
             plugin.close()
             other = Plugin(context, "two", plugin.address.rpartition(":")[2])
@@ -214,7 +221,9 @@ def test_an_engine_that_was_restarted_is_greeted_again(monkeypatch: pytest.Monke
             finally:
                 other.close()
         finally:
-            link.close()
+            if link is not None:
+                link.close()
+            plugin.close()
             context.destroy(linger=0)
 
     run(work)
@@ -279,5 +288,22 @@ def test_a_gateway_that_does_not_read_piles_nothing_up() -> None:
             await until(lambda: link.step is not None and link.step.number > first)
             taken = link.predictions / len(padding)
             assert 0 < taken < 2900  # the rest was thrown away at the engine
+
+    run(work)
+
+
+def test_a_gateway_that_does_not_start_leaves_no_link_open() -> None:
+    async def work() -> None:
+        fleet = EmulatedFleet()
+        urls = await fleet.start(EmulatedSettings(), 1)
+        deployment = Deployment(setup())
+        twice = [EngineAddress(urls[0], Role.MIXED, plugin=fleet.plugins[0])] * 2
+        try:
+            with pytest.raises(PenstockError, match="attached already"):
+                await deployment.start(twice)
+            assert deployment.world.instances[0].link is None
+            assert deployment.world._sockets is not None and deployment.world._sockets.closed
+        finally:
+            await fleet.stop()
 
     run(work)

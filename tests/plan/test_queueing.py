@@ -112,6 +112,14 @@ def test_no_target_at_all_leaves_only_stability_and_a_target_below_the_floor_not
     assert queue.ttft_s(12.0, 3) == math.inf
 
 
+def test_the_floor_of_a_percentile_between_two_services_is_the_upper_one() -> None:
+    """Half of the prompts take 0.5 s: at any load fewer than half are done by then, so P50 is that of the others."""
+    queue = PrefillQueue("mg1", np.array([0.5, 1.0]))
+    assert queue.floor_s(50.0) == 1.0 and queue.floor_s(49.0) == 0.5
+    assert queue.ttft_s(1e-6, 1, 50.0) == pytest.approx(1.0, rel=1e-3)
+    assert queue.highest_rps(1, 0.99, 50.0) == 0 < queue.highest_rps(1, 1.01, 50.0)
+
+
 @pytest.mark.parametrize("percentile", [0.0, 100.0, -3.0, float("nan")])
 def test_percentiles_out_of_range(percentile: float) -> None:
     with pytest.raises(PenstockError, match="percentile"):

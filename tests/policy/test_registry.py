@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from penstock.core.errors import PenstockError
+from penstock.policy.length_order import ORDER_OPTIONS
 from penstock.policy.registry import PRESETS, build_policy, parse_settings, preset
 from tests.policy.cluster import BELIEFS, SLO
 
@@ -29,7 +30,14 @@ def test_options_reach_the_parts() -> None:
 
 def test_predictors_the_world_must_have() -> None:
     wanted = {name: p.predictor for name, p in PRESETS.items() if p.predictor is not None}
-    assert wanted == {"ares": "noisy", "ares-noisy": "noisy", "ares-oracle": "oracle"}
+    assert wanted == {
+        "ares": "noisy",
+        "ares-noisy": "noisy",
+        "ares-oracle": "oracle",
+        "sjf": "noisy",
+        "trail": "noisy",
+        "wait": "oracle",
+    }
 
 
 def test_settings_are_read() -> None:
@@ -49,7 +57,7 @@ def test_settings_are_read() -> None:
         ("ares.horizon=far", "not a number"),
         ("ares.horizon=-1", "from 0 to inf"),
         ("ares.predictor=magic", "use one of observed, history, none"),
-        ("least-kv.depth=1", "it has no options"),
+        ("round-robin.depth=1", "it has no options"),
         ("ares.horizon=nan", "out of range"),
     ],
 )
@@ -71,11 +79,20 @@ PAGES = Path(__file__).resolve().parents[2] / "docs" / "policies"
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_the_docs_name_every_preset_and_option(name: str) -> None:
     assert f"`{name}`" in (PAGES / "README.md").read_text()
-    page = (PAGES / f"{'ares' if name.startswith('ares') else 'static' if name in SHARED else name}.md").read_text()
+    pages = ["ares" if name.startswith("ares") else SHARED.get(name, name)]
+    if set(ORDER_OPTIONS) & set(preset(name).options):
+        pages.append("length-order")
+    page = "".join((PAGES / f"{p}.md").read_text() for p in pages)
     for option in preset(name).options:
         assert f"\n| `{option.name}` |" in page
         for word in option.words:
             assert f"`{word}`" in page
 
 
-SHARED = ("round-robin", "least-kv")
+SHARED = {
+    "duet-static": "duet",
+    "round-robin": "static",
+    "least-kv": "static",
+    "sjf": "length-order",
+    "trail": "length-order",
+}

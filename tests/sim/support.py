@@ -10,8 +10,19 @@ from hypothesis import strategies as st
 
 from penstock.core.events import Tick
 from penstock.core.types import MigrationLevel, Role, Slo
+from penstock.perf.energy import ClockLevel, PowerModel
 from penstock.perf.step import LinearStepModel
-from penstock.policy.engine import Batching, Chunking, Composition, EngineKit, EngineParts, Job, QueueOrder, Situation
+from penstock.policy.engine import (
+    Batching,
+    Chunking,
+    Clock,
+    Composition,
+    EngineKit,
+    EngineParts,
+    Job,
+    QueueOrder,
+    Situation,
+)
 from penstock.policy.parts import (
     Beliefs,
     Choice,
@@ -136,6 +147,22 @@ class Some(Batching):
         return Composition(run, enter, steps=1 + self.turn % 3)
 
 
+class Switch(Clock):
+    """A level that follows from everything the part is told, the times apart: those are equal up to rounding only."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.asked = 0
+
+    def max_steps(self) -> int:
+        return 1 + self.seed % 7
+
+    def choose(self, situation: Situation, prompts: list[Job], prompt_tokens: int) -> int:
+        self.asked += 1
+        told = situation.context * 31 + situation.decodes * 7 + situation.waiting * 5 + prompt_tokens
+        return (told + sum(job.request for job in prompts) + self.asked + self.seed) % 4 - situation.clock % 2
+
+
 class Kit(EngineKit):
     """The parts above, by name."""
 
@@ -147,7 +174,7 @@ class Kit(EngineKit):
         order = Shuffle(self.seed) if "order" in self.kind else None
         chunking = Budget(self.seed) if "budget" in self.kind else None
         batching = Everybody() if "everybody" in self.kind else Some(self.seed) if "some" in self.kind else None
-        return EngineParts(order, batching, chunking)
+        return EngineParts(order, batching, chunking, Switch(self.seed) if "clock" in self.kind else None)
 
 
 def trace_of(
@@ -166,6 +193,10 @@ def trace_of(
     )
 
 
+SLO = Slo(0.3, 0.015)
+"""Of all cases: no policy here looks at it, but deadlines are watched. Met by some requests and missed by others."""
+
+
 @dataclass(frozen=True)
 class Case:
     """A small random world."""
@@ -181,6 +212,16 @@ class Case:
     def equipped(self, parts: str) -> Case:
         """The same world with parts in its engines (words of ``Kit``)."""
         return replace(self, parts=parts)
+
+    def clocked(self) -> Case:
+        """The same world on instances with four clock levels and a power model."""
+        top = self.cluster.instances[0].step_model
+        assert isinstance(top, LinearStepModel)
+        slower = [LinearStepModel(top.base_s * s, top.per_decode_s, top.per_context_s * s, top.per_prefill_s * s * s)
+                  for s in (1.9, 1.4, 1.2)]  # fmt: skip
+        clocks = tuple(ClockLevel(1000.0 + 100 * i, m) for i, m in enumerate([*slower, top]))
+        specs = tuple(replace(i, clocks=clocks, power=PowerModel(60, 80, 260)) for i in self.cluster.instances)
+        return replace(self, cluster=replace(self.cluster, instances=specs))
 
     def policy(self) -> Policy:
         policy = self._plain_policy()
@@ -207,8 +248,9 @@ class Case:
             stepping=stepping,
             faults=self.scenario.faults,
             forced_moves=self.scenario.forced_moves,
+            deadlines=True,
         )
-        return build_world(self.trace, self.cluster, self.policy(), beliefs, Slo(), scenario, log=log)
+        return build_world(self.trace, self.cluster, self.policy(), beliefs, SLO, scenario, log=log)
 
     def run(self, stepping: bool, checked: bool = True) -> tuple[World, SimResult]:
         world = self.world(stepping)

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 
 from penstock.sim.result import SimResult, TokenGaps
-from tests.sim.support import Case, cases
+from tests.sim.support import SLO, Case, cases
 
 EXAMPLES = int(os.environ.get("PENSTOCK_EXAMPLES", "300"))
 # A case comes from one seed, so shrinking it finds nothing simpler; what fails is printed whole.
@@ -29,6 +29,8 @@ def assert_equal(leap: SimResult, step: SimResult) -> None:
     assert (a.decode_instance == b.decode_instance).all()
     for name in ("prefill_start_s", "first_token_s", "decode_start_s", "finish_s"):
         np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=0, atol=1e-9, err_msg=name)
+    assert a.lateness_s is not None and b.lateness_s is not None
+    np.testing.assert_allclose(a.lateness_s, b.lateness_s, rtol=0, atol=1e-9)
     assert (leap.gaps.batch * leap.gaps.count).sum() == (step.gaps.batch * step.gaps.count).sum()
     np.testing.assert_allclose(total_of(leap.gaps), total_of(step.gaps), rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(leap.instances.busy_s, step.instances.busy_s, rtol=1e-9, atol=1e-9)
@@ -50,6 +52,14 @@ def assert_complete(case: Case, result: SimResult) -> None:
     assert (r.emitted[finished] == case.trace.output_tokens[finished]).all()
     assert (r.first_token_s[finished] <= r.finish_s[finished]).all()
     assert (r.first_token_s[finished] > case.trace.arrival_s[finished]).all()
+    # The last token is one of those whose lateness counts, and none came after it.
+    several = finished & (case.trace.output_tokens > 1)
+    due = case.trace.arrival_s + SLO.ttft_s + SLO.tpot_s * (case.trace.output_tokens - 1)
+    assert r.lateness_s is not None
+    assert (r.lateness_s[several] >= (r.finish_s - due)[several] - 1e-9).all()
+    latest = r.finish_s - case.trace.arrival_s - SLO.ttft_s - SLO.tpot_s
+    assert (r.lateness_s[several] <= latest[several] + 1e-9).all()
+    assert (r.lateness_s[finished & ~several] == -np.inf).all()
 
 
 @given(cases())
@@ -87,6 +97,22 @@ def test_leaping_equals_stepping_with_an_order_and_a_budget(case: Case) -> None:
     _, step = case.run(stepping=True)
     assert_equal(leap, step)
     assert_complete(case, leap)
+
+
+@given(cases(faults=True))
+@settings(COMMON)
+def test_leaping_equals_stepping_with_clock_levels(case: Case) -> None:
+    case = case.clocked().equipped("clock order" if case.scenario.seed % 3 == 0 else "clock")
+    _, leap = case.run(stepping=False)
+    _, step = case.run(stepping=True)
+    assert_equal(leap, step)
+    assert_complete(case, leap)
+    one, other = leap.instances.energy, step.instances.energy
+    assert one is not None and other is not None
+    np.testing.assert_allclose(one.clock_busy_s, other.clock_busy_s, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(one.clock_busy_s.sum(axis=1), leap.instances.busy_s, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(one.energy_j, other.energy_j, rtol=1e-9)
+    np.testing.assert_allclose(one.clock_j.sum(axis=1) + one.idle_j, one.energy_j, rtol=1e-9)
 
 
 @given(cases(faults=True, hashes=True))

@@ -25,7 +25,9 @@ from penstock.workload.arrivals import (
 )
 from penstock.workload.describe import describe
 from penstock.workload.lengths import PROFILES, UniformLengths, length_profile
+from penstock.workload.mix import MULTI_CLASS
 from penstock.workload.read import read_trace
+from penstock.workload.recording import write_recording
 from penstock.workload.synthetic import THREE_PHASE, WORKLOADS, Workload, WorkloadPhase, synthesize, workload
 
 
@@ -233,3 +235,20 @@ def test_import_stays_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_mix_of_classes_carries_lengths_and_targets(tmp_path: Path) -> None:
+    trace = synthesize("multi-class", 4000, 10.0, seed=3)
+    assert trace.class_names == MULTI_CLASS.names and trace.class_slos == MULTI_CLASS.slos
+    share = np.bincount(trace.slo_class, minlength=4) / len(trace)
+    assert share == pytest.approx([c.share for c in MULTI_CLASS.classes], abs=0.03)
+    reasoning = trace.slo_class == trace.class_names.index("reasoning")
+    assert trace.output_tokens[reasoning].min() >= 500 > np.median(trace.output_tokens[~reasoning])
+    # Lengths do not depend on the rate, and a recording keeps the targets.
+    assert (synthesize("multi-class", 4000, 20.0, seed=3).output_tokens == trace.output_tokens).all()
+    write_recording(trace, tmp_path / "mix.jsonl.gz")
+    back = read_trace(tmp_path / "mix.jsonl.gz")
+    assert back.class_slos == trace.class_slos and (back.slo_class == trace.slo_class).all()
+    # Classes that are drawn anew have no targets but those of their names.
+    drawn = synthesize("multi-class", 100, classes={"chat": 0.5, "other": 0.5})
+    assert drawn.class_slos == {"chat": MULTI_CLASS.slos["chat"]}

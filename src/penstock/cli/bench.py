@@ -125,6 +125,7 @@ def bench(
         concurrency=concurrency,
         timeout_s=target(timeout, "--timeout"),
         warm_up=warmup,
+        deadlines=slos(setup, trace) if setup.slo_form == "deadline" else None,
     )
     done, result = _measure(show, plan, name or at.name)
     _report(show, setup, plan, done, result, report, save, beside, reference)
@@ -165,7 +166,7 @@ def _measure(show: Show, plan: Plan, name: str) -> tuple[Replay, SimResult]:
 
     with running(show, "requests") as progress:
         done = uvloop.run(replay(plan, progress))
-    return done, as_result(done.trace, done.loop, done.end_s, name)
+    return done, as_result(done.trace, done.loop, done.end_s, name, plan.deadlines)
 
 
 def _report(
@@ -283,7 +284,7 @@ def _setup(setup: Setup, plan: Plan) -> dict[str, Any]:
     from math import isfinite
 
     plain = setup.plain()
-    kept = {key: plain[key] for key in ("workload", "slo", "slo_classes", "seed")}
+    kept = {key: plain[key] for key in ("workload", "slo", "slo_classes", "slo_form", "seed")}
     return kept | {
         "vocab": f"{plan.vocab[0]}-{plan.vocab[-1]}",
         "fresh": plan.fresh,

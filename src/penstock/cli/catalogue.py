@@ -52,6 +52,8 @@ def hardware(json: JsonFile = None) -> None:
         h = hardware_spec(name)
         row = {"name": name, "full_name": h.full_name, "flops": h.flops, "memory_bytes": h.memory_bytes}
         row |= {"bandwidth_Bps": h.bandwidth_Bps, "scale_up": h.scale_up, "scale_up_Bps": h.scale_up_Bps}
+        row |= {"idle_w": h.power.idle_w, "memory_w": h.power.memory_w, "dynamic_w": h.power.dynamic_w}
+        row |= {"clocks_mhz": list(h.clocks_mhz)}
         rows.append(row | {"pcie_Bps": h.pcie_Bps, "nic_Bps": h.nic_Bps, "tdp_w": h.tdp_w, "sources": h.sources})
         table.add_row(
             name,

@@ -48,8 +48,9 @@ def compare(
     from penstock.experiment.settings import options_of
     from penstock.experiment.traffic import build_trace, slos
     from penstock.policy.registry import PRESETS
+    from penstock.report.classes import TITLES, class_rows
     from penstock.report.repeat import combine
-    from penstock.report.tables import comparison_table
+    from penstock.report.tables import comparison_table, plain_table
 
     show = Show(quiet, json)
     check_writable(report)
@@ -99,6 +100,9 @@ def compare(
     said = f"{trace.source}: {len(trace):,} requests" + (f", at {swept} requests/s" if rates else "")
     show.print(said + (f", {repeat} seeds, ± 95 %" if repeat > 1 else ""))
     show.print(comparison_table(rows, width=show.out.width))
+    by_class = class_rows(rows)
+    if by_class:
+        show.print(plain_table(TITLES, by_class))
     if report is not None:
         from penstock.report.html import write_html
 

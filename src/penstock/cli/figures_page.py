@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.cli.show import writing
-from penstock.report.html import PAGE, plotly_js
+from penstock.report.html import PAGE, plain_table, plotly_js
 from penstock.report.page import SCRIPT, STYLE
 
 HEIGHT = 340
@@ -30,6 +30,7 @@ def write_page(
     table : (titles, rows)
         Cells as text; the first cell of a row is its name.
     figures : mapping of title to plotly Figure
+        Of a height of ``HEIGHT``, unless the figure has its own.
 
     Raises
     ------
@@ -38,16 +39,17 @@ def write_page(
     """
     sections = []
     for name, figure in figures.items():
+        height, margin = figure.layout.height or HEIGHT, figure.layout.margin
         figure.update_layout(
-            height=HEIGHT,
+            height=height,
             paper_bgcolor="rgba(0,0,0,0)",
             plot_bgcolor="rgba(0,0,0,0)",
-            margin={"l": 60, "r": 20, "t": 20, "b": 50},
+            margin={"l": margin.l or 60, "r": 20, "t": margin.t or 20, "b": 50},
         )
         data = figure.to_json().replace("<", "\\u003c")
         sections.append(
             f"<section><h2>{escape(name[:1].upper() + name[1:])}</h2><div class=plot role=img "
-            f'aria-label="{escape(name)}" style="height:{HEIGHT}px"><script type=application/json>{data}</script>'
+            f'aria-label="{escape(name)}" style="height:{height}px"><script type=application/json>{data}</script>'
             "</div></section>"
         )
     page = PAGE.format(
@@ -55,7 +57,7 @@ def write_page(
         style=STYLE,
         conclusion=escape(conclusion),
         facts=escape(facts),
-        table=_table(*table),
+        table=plain_table(*table),
         sections="\n".join(sections),
         version=escape(version("penstock")),
         plotly=plotly_js(),
@@ -63,12 +65,3 @@ def write_page(
     )
     with writing(path):
         Path(path).write_text(page, encoding="utf-8")
-
-
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
-    lines = []
-    for first, *rest in rows:
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in rest)
-        lines.append(f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>')
-    return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"

@@ -16,7 +16,9 @@ from penstock.cli import (
     catalogue,
     compare,
     ctl,
+    fluid,
     goodput,
+    league,
     plan,
     predictor,
     profile,
@@ -88,8 +90,10 @@ app.command("simulate", short_help="One policy on a trace or synthetic traffic."
 app.command("compare", short_help="Several policies on the same requests, all cores.")(compare.compare)
 app.command("goodput", short_help="Highest request rate that still meets the SLO.")(goodput.goodput)
 app.command("plan", short_help="How many prefill and decode instances a demand needs.")(plan.plan)
+app.command("fluid", short_help="Rates and memory of one engine, WAIT's thresholds.")(fluid.fluid)
 app.command("provision", short_help="Cheapest mix of machine types for a rate and SLO.")(provision.provision)
 app.command("rank", short_help="Every arrangement of a GPU budget, by goodput.")(rank.rank)
+app.command("league", short_help="Every policy on every workload, beside a bound.")(league.league)
 app.add_typer(trace.app, name="trace", short_help="Describe, make and convert traces.")
 app.command("replay", short_help="Replay a recorded event log, or try another policy on it.")(replay.replay)
 app.command("bench", short_help="Replay a trace against a running server.")(bench.bench)

@@ -143,6 +143,9 @@ def setup_options(
     slo: Annotated[
         list[str] | None, _option(SLO, "--slo", help="Targets of one class, as chat=500ms/40ms; repeat it.")
     ] = None,
+    slo_form: Annotated[
+        str, _option(SLO, "--slo-form", help="mean: TTFT and mean TPOT; deadline: token i by arrival + TTFT + i TPOT.")
+    ] = "mean",
     noise: Annotated[float, _option(WORLD, "--noise", help="Noise of step times: 0.05 is 5 %.")] = 0.0,
     fault: Annotated[
         str, _option(WORLD, "--fault", help="As down:3@120s,up:3@180s,slow:2x1.5@60s (instances count from 0).")
@@ -211,6 +214,7 @@ def setup_options(
         ),
         slo=s.target_of(parse.target(ttft, "--ttft"), parse.target(tpot, "--tpot")),
         slo_classes={name: s.target_of(x.ttft_s, x.tpot_s) for name, x in parse.slo_classes(slo or []).items()},
+        slo_form=slo_form,
         truth=s.TruthSetup(
             noise=noise, faults=parse.faults(fault), until_s=_finite(until, "--until"), **parse.predictor(predictor)
         ),

@@ -172,6 +172,7 @@ def evaluate(
         _classes(found, "Error by true remaining length", found.remaining_from, found.remaining_count, "by_remaining"),
         _coverage(found),
         _claims(found),
+        f"As wrong in simulation: {_noise_flag(found)}",
     )
     if report is not None:
         from penstock.predict.learned.page import page
@@ -343,6 +344,10 @@ def _coverage(e: Evaluation) -> Table:
         shares = (c.share, c.first, *c.by_generated)
         table.add_row(f"{c.level:g}", *("" if share is None else f"{share:.1%}" for share in shares))
     return table
+
+
+def _noise_flag(e: Evaluation) -> str:
+    return f"--predictor noisy:{e.noise.sigma_first:.3g},{e.noise.halving_tokens:.3g}"
 
 
 def _claims(e: Evaluation) -> Table:

@@ -63,6 +63,7 @@ class Controller:
         self._next_tick_part_s: list[float] = [0.0, 0.0]
         # Requests that a placement told to wait, by (before or after the prefill, SLO class), in order of arrival.
         self._pending: dict[tuple[bool, int], deque[int]] = {}
+        self._in_room: set[int] = set()
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event at ``now`` seconds; return what to do, in order.
@@ -111,15 +112,22 @@ class Controller:
             self._observers(event, now, actions)
         if self._pending and not isinstance(event, RequestArrived):
             self._ask_again(now, actions)
+        if self._in_room:
+            self._ask_the_room(now, actions)
         return actions
 
     # -- requests that wait ---------------------------------------------------------------------------------------
 
     def pending(self) -> int:
         """Requests that wait with the controller because their placement said so."""
-        return sum([len(queue) for queue in self._pending.values()])
+        return sum([len(queue) for queue in self._pending.values()]) + len(self._in_room)
 
     def _hold(self, record: RequestRecord) -> None:
+        room = self.policy.room
+        if room is not None and record.stage == Stage.ARRIVED:
+            self._in_room.add(record.request)
+            room.enter(record)
+            return
         key = (record.stage == Stage.PREFILLED, record.slo_class)
         queue = self._pending.get(key)
         if queue is None:
@@ -130,6 +138,26 @@ class Controller:
     def _behind_others(self, record: RequestRecord) -> bool:
         """Does somebody of its class wait already? Then it waits behind them."""
         return (record.stage == Stage.PREFILLED, record.slo_class) in self._pending
+
+    def _ask_the_room(self, now: float, actions: list[Action]) -> None:
+        room = self.policy.room
+        if room is None:  # another policy was chosen: those who wait are asked first come first served
+            for request in sorted(self._in_room):
+                self._hold(self.requests[request])
+            self._in_room.clear()
+            return
+        for record in room.hopeless(self.view, now):
+            self._reject(record, Refusal.SLO_UNREACHABLE, actions)
+        for record in room.order(self.view, now):
+            if not self._place_prefill(record, now, actions, True):
+                break
+            if record.request in self._in_room:  # not refused
+                self._leave_room(record)
+
+    def _leave_room(self, record: RequestRecord) -> None:
+        self._in_room.discard(record.request)
+        if self.policy.room is not None:
+            self.policy.room.leave(record)
 
     def _ask_again(self, now: float, actions: list[Action]) -> None:
         """Room may have come: place those that wait, each class until its first one must go on waiting."""
@@ -174,7 +202,7 @@ class Controller:
 
     def _place_prefill(self, record: RequestRecord, now: float, actions: list[Action], again: bool = False) -> bool:
         """Place or refuse; False if the request must (still) wait. ``again``: it is the first of those that wait."""
-        if not again and self._pending and self._behind_others(record):
+        if not again and (self._in_room or (self._pending and self._behind_others(record))):
             self._hold(record)
             return False
         decode = self.policy.decode
@@ -497,6 +525,8 @@ class Controller:
 
     def _drop(self, record: RequestRecord, stage: Stage) -> None:
         """Forget a request, undoing what it still holds in the books."""
+        if record.request in self._in_room:
+            self._leave_room(record)
         if record.stage == Stage.PREFILLING and stage != Stage.FINISHED:
             self._end_prefill(record)
         elif record.stage in (Stage.TRANSFERRING, Stage.RECOMPUTING):

@@ -14,11 +14,12 @@ NO_PREDICTION = -1.0
 """Value of a predicted length where the world has no predictor."""
 
 
-class Load(msgspec.Struct, frozen=True, gc=False):
+class Load(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """One instance as its engine sees itself at the moment of an event.
 
     ``decode_tokens`` are the KV tokens of running decodes; ``free_blocks`` counts blocks neither used nor pinned;
-    ``step_s`` is the duration of the latest step (0 when idle).
+    ``step_s`` is the duration of the latest step (0 when idle); ``clock`` the clock level (0 is the lowest), -1 where
+    there is none to choose.
     """
 
     running: int
@@ -26,6 +27,7 @@ class Load(msgspec.Struct, frozen=True, gc=False):
     decode_tokens: int
     free_blocks: int
     step_s: float
+    clock: int = -1
 
 
 class Event(msgspec.Struct, frozen=True, tag=True, gc=False):

@@ -15,6 +15,7 @@ from penstock.core.eventlog import Header
 from penstock.core.types import MigrationLevel, Role
 from penstock.experiment.setup import ClusterSetup, Setup, check, replace
 from penstock.experiment.traffic import build_trace, slos
+from penstock.perf.energy import ClockLevel
 from penstock.perf.hardware import HardwareSpec, hardware_spec
 from penstock.perf.kv import activation_reserve_bytes, kv_bytes_per_token, kv_capacity
 from penstock.perf.lookup import dtype_bytes, unknown_name
@@ -22,7 +23,9 @@ from penstock.perf.models import ModelSpec, model_spec
 from penstock.perf.profile_io import builtin_profiles, load_profile
 from penstock.perf.roofline import RooflineStepModel
 from penstock.perf.step import StepModel
+from penstock.perf.tiles import TiledStepModel
 from penstock.perf.transfer import Link, link_between
+from penstock.perf.tuning import CoRun, Profiler
 from penstock.policy.parts import Beliefs, Policy
 from penstock.policy.registry import build_policy, preset
 from penstock.predict.simulated import LengthOracle, NoisyOracle
@@ -53,6 +56,15 @@ class Believed(StepModel):
         """See :class:`StepModel`."""
         intercept, slope, limit = self.decode.decode_affine(decodes, context)
         return self.factor * intercept, self.factor * slope, limit
+
+    def sms(self) -> int:
+        """See :class:`StepModel`."""
+        return self.decode.sms()
+
+    def part(self, compute: float, bandwidth: float) -> Believed:
+        """See :class:`StepModel`."""
+        prefill, decode = self.prefill.part(compute, bandwidth), self.decode.part(compute, bandwidth)
+        return Believed(prefill, decode, self.factor)
 
 
 def roles(setup: Setup) -> list[Role]:
@@ -113,14 +125,14 @@ def build_cluster(setup: Setup) -> ClusterSpec:
             f"profile {c.profile} describes one kind of instance, but prefill and decode run on different ones",
             "drop --profile, or give both the same hardware and tensor parallelism",
         )
-    models = {p: _step_model(setup, model, hardware[p], tps[p])}
-    models[d] = models[p] if alike else _step_model(setup, model, hardware[d], tps[d])
+    levels = {p: _levels(setup, model, hardware[p], tps[p])}
+    levels[d] = levels[p] if alike else _levels(setup, model, hardware[d], tps[d])
     slots = [Role.PREFILL] * c.prefill + [Role.DECODE] * c.decode
     specs = []
     for i, role in enumerate(wanted):
         # A mixed instance in place of a prefill or decode instance runs on that one's hardware.
         like = role if role is not Role.MIXED else slots[i] if not c.mixed else Role.DECODE
-        specs.append(_instance(setup, role, model, hardware[like], tps[like], models[like], _link(c, like)))
+        specs.append(_instance(setup, role, model, hardware[like], tps[like], levels[like], _link(c, like)))
     for fault in setup.truth.faults:
         if fault.instance >= len(specs):
             raise PenstockError(f"a fault names instance {fault.instance} of {len(specs)}", "count instances from 0")
@@ -153,10 +165,21 @@ def _tps(c: ClusterSetup) -> dict[Role, int]:
     }
 
 
-def _step_model(setup: Setup, model: ModelSpec, hardware: HardwareSpec, tp: int) -> StepModel:
+def _levels(setup: Setup, model: ModelSpec, hardware: HardwareSpec, tp: int) -> list[ClockLevel]:
+    """The step model at each clock, ascending; one of 0 MHz where the clock is not known. Profiles have no clocks."""
     if setup.cluster.profile is not None:
-        return load_profile(setup.cluster.profile).model
-    return RooflineStepModel(model, hardware, tp, kv_dtype=setup.cluster.kv_dtype)
+        return [ClockLevel(0.0, _tiled(setup, load_profile(setup.cluster.profile).model))]
+    found = []
+    clocks = hardware.clocks_mhz or (0.0,)
+    for mhz in clocks:
+        share = mhz / clocks[-1] if mhz else 1.0
+        one = RooflineStepModel(model, hardware, tp, kv_dtype=setup.cluster.kv_dtype, clock=share)
+        found.append(ClockLevel(mhz, _tiled(setup, one)))
+    return found
+
+
+def _tiled(setup: Setup, model: StepModel) -> StepModel:
+    return TiledStepModel(model, setup.truth.batch_tile) if setup.truth.batch_tile else model
 
 
 def _link(c: ClusterSetup, role: Role) -> Link:
@@ -167,7 +190,7 @@ def _link(c: ClusterSetup, role: Role) -> Link:
 
 
 def _instance(
-    setup: Setup, role: Role, model: ModelSpec, hardware: HardwareSpec, tp: int, step: StepModel, link: Link
+    setup: Setup, role: Role, model: ModelSpec, hardware: HardwareSpec, tp: int, levels: list[ClockLevel], link: Link
 ) -> InstanceSpec:
     c = setup.cluster
     capacity = kv_capacity(
@@ -181,7 +204,7 @@ def _instance(
     )
     return InstanceSpec(
         role,
-        step,
+        levels[-1].step_model,
         capacity.blocks if c.kv_blocks is None else c.kv_blocks,
         c.block_size,
         c.max_num_seqs,
@@ -190,6 +213,8 @@ def _instance(
         async_scheduling=c.async_scheduling,
         prefix_caching=c.prefix_caching,
         chunked_prefill=c.chunked_prefill,
+        clocks=tuple(levels) if levels[-1].mhz else (),
+        power=hardware.power.times(tp) if c.profile is None else None,
     )
 
 
@@ -202,12 +227,36 @@ def build_beliefs(setup: Setup, cluster: ClusterSpec) -> Beliefs:
         believed = load_profile(setup.belief.profile).model
         step = Believed(believed, believed, setup.belief.error)
     plain = step.prefill is step.decode and step.factor == 1.0
+    clocks = () if setup.belief.profile is not None else _believed_clocks(cluster, setup.belief.error)
     return Beliefs(
         step.prefill if plain else step,
         cluster.kv_bytes_per_token,
         min(spec.link_bytes_per_s for spec in cluster.instances),
         cluster.link_latency_s,
         setup.cluster.max_num_batched_tokens,
+        clocks,
+        _profiler(cluster, setup.belief.error),
+    )
+
+
+def _profiler(cluster: ClusterSpec, factor: float) -> Profiler | None:
+    """Times decode beside fine-tuning on a decode instance; None where the step model knows no shared GPU."""
+    for spec in cluster.instances:
+        if spec.role is Role.DECODE and isinstance(spec.step_model, RooflineStepModel) and spec.step_model.sms():
+            return Profiler(CoRun(spec.step_model, spec.block_size), error=factor)
+    return None
+
+
+def _believed_clocks(cluster: ClusterSpec, factor: float) -> tuple[ClockLevel, ...]:
+    """The levels that all instances have, each believed as ``Believed`` has it; none if they differ."""
+    by_role = {spec.role: spec.clocks for spec in cluster.instances}
+    some = cluster.instances[0].clocks
+    prefill, decode = by_role.get(Role.PREFILL, some), by_role.get(Role.DECODE, some)
+    if [level.mhz for level in prefill] != [level.mhz for level in decode]:
+        return ()
+    return tuple(
+        ClockLevel(p.mhz, p.step_model if p is d and factor == 1.0 else Believed(p.step_model, d.step_model, factor))
+        for p, d in zip(prefill, decode, strict=True)
     )
 
 
@@ -284,6 +333,7 @@ def run(
         sample_s=max(trace.duration_s / SAMPLES, 0.05) if sample else None,
         until_s=truth.until_s,
         stepping=setup.stepping,
+        deadlines=setup.slo_form == "deadline",
         faults=truth.faults,
     )
     targets = list(slos(setup, trace).values())

@@ -12,6 +12,10 @@ from penstock.core.types import MigrationLevel, Slo
 from penstock.predict.simulated import HALVING_TOKENS, SIGMA_FIRST
 from penstock.sim.cluster import Fault
 
+SLO_FORMS = ("mean", "deadline")
+"""How targets are read. ``mean``: TTFT, and the mean gap of the later tokens (Arrow v2, section 4.2). ``deadline``:
+token i (from 0) is due at arrival + TTFT + i TPOT, and all must be on time; early tokens make room for slower ones
+(PolyServe, arXiv 2507.17769)."""
 DEFAULT_TTFT_S = 1.0
 DEFAULT_TPOT_S = 0.05
 """The default SLO, ours: about what a reader of a chat notices, and twice the pace at which people read."""
@@ -82,6 +86,8 @@ class TruthSetup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``noise`` is the standard deviation of the log of a step's duration. ``predictor`` is the engines' remaining-length
     predictor: ``auto`` (what the policy's preset asks for), ``none``, ``oracle`` or ``noisy``. How wrong the noisy one
     is: ``predictor_sigma`` and ``predictor_halving`` (tokens) of :class:`penstock.predict.simulated.NoisyOracle`.
+    ``batch_tile`` charges decode steps for batches rounded up to so many requests
+    (:class:`penstock.perf.tiles.TiledStepModel`), 0 for none; the policy's belief has it too, being measured.
     """
 
     noise: float = 0.0
@@ -89,6 +95,7 @@ class TruthSetup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     predictor: str = "auto"
     predictor_sigma: float = SIGMA_FIRST
     predictor_halving: float = HALVING_TOKENS
+    batch_tile: int = 0
     until_s: float | None = None
 
 
@@ -118,7 +125,8 @@ def target_of(ttft_s: float, tpot_s: float) -> Target:
 class Setup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An experiment. Times in seconds, rates in requests/s, bandwidths in bytes/s.
 
-    ``slo`` holds for every class that ``slo_classes`` does not name. ``options`` override those of the policy's preset.
+    ``slo`` holds for every class that neither ``slo_classes`` nor the trace itself gives targets. ``options`` override
+    those of the policy's preset.
     ``stepping`` takes every engine step instead of leaping (the slow oracle).
     """
 
@@ -128,6 +136,7 @@ class Setup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cluster: ClusterSetup = ClusterSetup()
     slo: Target = Target()
     slo_classes: dict[str, Target] = {}
+    slo_form: str = "mean"
     truth: TruthSetup = TruthSetup()
     belief: BeliefSetup = BeliefSetup()
     seed: int = 0
@@ -193,8 +202,12 @@ def check(setup: Setup) -> None:
         raise PenstockError("the link latency is out of range", "give --link-latency of 0 or more, as 5ms")
     if not (math.isfinite(truth.noise) and 0 <= truth.noise <= 2):
         raise PenstockError(f"noise {truth.noise:g} is out of range", "give --noise from 0 to 2 (0.05 is 5 %)")
+    if truth.batch_tile < 0:
+        raise PenstockError(f"batch tile {truth.batch_tile} is negative", "give 128, or 0 for none")
     if not (math.isfinite(setup.belief.error) and setup.belief.error > 0):
         raise PenstockError(f"belief error {setup.belief.error:g} is not positive", "give a factor above 0, as 1.2")
+    if setup.slo_form not in SLO_FORMS:
+        raise PenstockError(f"SLO form {setup.slo_form!r} is unknown", f"give --slo-form {' or '.join(SLO_FORMS)}")
     if setup.seed < 0:
         raise PenstockError(f"seed {setup.seed} is negative", "give --seed of 0 or more")
     for fault in truth.faults:

@@ -62,8 +62,13 @@ def _trace(workload: bytes, seed: int) -> Trace:
 
 
 def slos(setup: Setup, trace: Trace) -> dict[str, Slo]:
-    """The SLO of each class of the trace. Raises PenstockError where the setup names a class that it has not."""
+    """The SLO of each class of the trace: the setup's for the class, else the trace's own, else the setup's for all.
+
+    Raises PenstockError where the setup names a class that the trace has not.
+    """
     for name in setup.slo_classes:
         if name not in trace.class_names:
             raise unknown_name("SLO class", name, list(trace.class_names))
-    return {name: setup.slo_classes.get(name, setup.slo).slo() for name in trace.class_names}
+    general = setup.slo.slo()
+    named = {name: target.slo() for name, target in setup.slo_classes.items()}
+    return {name: named.get(name, trace.class_slos.get(name, general)) for name in trace.class_names}

@@ -89,11 +89,17 @@ class Deployment:
         for name in self.settings.slos:
             self.world.classes.setdefault(name, len(self.world.classes))
         self.doctor = Doctor(self.world, self.watch)
-        for engine in engines:
-            await self.attach(engine)
-        self.gateway = Gateway(self.world, self._within_limits())
-        self.server = HttpServer(self.gateway.handle, self.limits)
-        self.port = await self.server.start(host, port)
+        try:
+            for engine in engines:
+                await self.attach(engine)
+            self.gateway = Gateway(self.world, self._within_limits())
+            self.server = HttpServer(self.gateway.handle, self.limits)
+            self.port = await self.server.start(host, port)
+        except BaseException:  # links left open would hang whoever collects the garbage
+            await self.doctor.close()
+            await self.world.close()
+            await self.client.close()
+            raise
         self.world.start_ticking()
         shown = f"[{host}]" if ":" in host else host
         return f"http://{shown}:{self.port}"

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 from penstock.core.errors import PenstockError
+from penstock.perf.energy import PowerModel
 from penstock.perf.lookup import catalogue_json, unknown_name
 
 DRIVER_SHARE = 0.98
@@ -20,8 +21,10 @@ class HardwareSpec:
 
     ``flops`` maps a number type to dense FLOP/s; ``bandwidth_Bps`` is device memory in bytes/s; ``scale_up_Bps``,
     ``pcie_Bps`` and ``nic_Bps`` are bytes/s of one GPU in ONE direction (data sheets often quote both together).
-    ``memory_bytes`` is nominal; ``usable_bytes`` is what an engine sees. ``sources`` maps a field to where its figure
-    comes from.
+    ``memory_bytes`` is nominal; ``usable_bytes`` is what an engine sees. ``sms`` counts streaming multiprocessors
+    (compute units), 0 where no source gives them. ``clocks_mhz`` are the clock levels that a policy may choose from,
+    ascending, none where the card has no known ones; the rates are those of the highest. ``sources`` maps a field to
+    where its figure comes from.
     """
 
     name: str
@@ -34,6 +37,9 @@ class HardwareSpec:
     pcie_Bps: float
     nic_Bps: float
     tdp_w: float
+    power: PowerModel
+    clocks_mhz: tuple[float, ...] = ()
+    sms: int = 0
     sources: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -63,6 +69,9 @@ def _from_row(name: str, row: dict[str, Any]) -> HardwareSpec:
         pcie_Bps=float(row["pcie_Bps"]["value"]),
         nic_Bps=float(row["nic_Bps"]["value"]),
         tdp_w=float(row["tdp_w"]["value"]),
+        power=PowerModel(*(float(row[key]["value"]) for key in ("idle_w", "memory_w", "dynamic_w"))),
+        clocks_mhz=tuple(float(mhz) for mhz in row["clocks_mhz"]["value"]) if "clocks_mhz" in row else (),
+        sms=int(row["sms"]["value"]) if "sms" in row else 0,
         sources=sources,
     )
 

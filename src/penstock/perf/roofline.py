@@ -26,6 +26,10 @@ DEFAULT_ATTENTION_MFU = 0.5
 (same tables)."""
 DEFAULT_ATTENTION_MBU = 0.8
 """Share of the bandwidth of decode attention that reads 200 MB to 1 GB or more a layer: 0.68 to 0.90 (same tables)."""
+MEMORY_CLOCK_EXPONENT = 0.2
+"""How much of the memory bandwidth falls with the core clock: bandwidth × clock ** this. Memory has a clock of its
+own, but caches and request queues run at the cores' (decode is "largely insensitive to GPU frequency", arXiv
+2501.08219; sub-linear slowdown, VoltanaLLM). Ours."""
 KERNELS_PER_LAYER = 10
 """Kernels of an eager dense layer: two norms, four matrix products, rotary, cache write, attention, activation."""
 
@@ -51,6 +55,9 @@ class RooflineStepModel(StepModel):
     dispatch_s : float
         Host seconds to launch one kernel; the step cannot be shorter than its kernels × this (BestServe's
         "decode is dispatch-bound"). 0 with captured CUDA graphs, 5e-6 is typical of eager PyTorch.
+    clock : float
+        Core clock as a share of the highest (``perf.energy``). Compute scales with it, the bandwidth hardly
+        (``MEMORY_CLOCK_EXPONENT``); what the host and the links do does not.
     alpha_s : float
         Latency of one hop of a collective, seconds; negative: that of the card's link (``collective_link``).
     """
@@ -71,8 +78,16 @@ class RooflineStepModel(StepModel):
         overhead_s: float = 0.0,
         dispatch_s: float = 0.0,
         alpha_s: float = -1.0,
+        clock: float = 1.0,
     ) -> None:
         check_tp(tp, model.heads)
+        self.mfu = mfu
+        self.mbu = mbu
+        self.attention_mfu = attention_mfu
+        self.attention_mbu = attention_mbu
+        self.kv_dtype = kv_dtype
+        self.dispatch_s = dispatch_s
+        self.clock = clock
         self.model = model
         self.hardware = hardware
         self.tp = tp
@@ -84,18 +99,43 @@ class RooflineStepModel(StepModel):
         self.alpha_s = link_alpha_s if alpha_s < 0.0 else alpha_s
         self.floor_s = dispatch_s * (KERNELS_PER_LAYER * model.layers + 4)
         # Seconds per FLOP and per byte: multiplying is cheaper than dividing.
-        self._flop_s = 1.0 / (hardware.flops_of(model.weight_dtype) * mfu)
-        self._byte_s = 1.0 / (hardware.bandwidth_Bps * mbu)
+        bandwidth: float = hardware.bandwidth_Bps * clock**MEMORY_CLOCK_EXPONENT
+        self._flop_s = 1.0 / (hardware.flops_of(model.weight_dtype) * mfu * clock)
+        self._byte_s = 1.0 / (bandwidth * mbu)
         self._link_s = 1.0 / link_Bps
         # The classifier is never quantised.
-        self._row_flop_s = 1.0 / (hardware.flops_of("bf16") * mfu)
-        self._att_flop_s = 1.0 / (hardware.flops_of("bf16") * attention_mfu)
-        self._att_byte_s = 1.0 / (hardware.bandwidth_Bps * attention_mbu)
+        self._row_flop_s = 1.0 / (hardware.flops_of("bf16") * mfu * clock)
+        self._att_flop_s = 1.0 / (hardware.flops_of("bf16") * attention_mfu * clock)
+        self._att_byte_s = 1.0 / (bandwidth * attention_mbu)
         self._set_attention(dtype_bytes(kv_dtype))
         self._products = self._matrix_products()
         self._token_cache: dict[int, float] = {}
         self._row_cache: dict[int, float] = {}
         self._base_cache: dict[int, float] = {}
+
+    def sms(self) -> int:
+        """See :class:`StepModel`."""
+        return self.hardware.sms
+
+    def part(self, compute: float, bandwidth: float) -> RooflineStepModel:
+        """See :class:`StepModel`. Links, host overhead and launches cost the same."""
+        return RooflineStepModel(
+            self.model,
+            self.hardware,
+            self.tp,
+            self.ep,
+            self.mfu * compute,
+            self.mbu * bandwidth,
+            self.attention_mfu * compute,
+            self.attention_mbu * bandwidth,
+            self.causal,
+            self.elementwise,
+            self.kv_dtype,
+            self.overhead_s,
+            self.dispatch_s,
+            self.alpha_s,
+            self.clock,
+        )
 
     def _set_attention(self, kv_each: float) -> None:
         """Coefficients of attention, for all layers: seconds per pair, per query token and per key token."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from mypy_extensions import mypyc_attr
 
+from penstock.core.errors import PenstockError
+
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class StepModel:
@@ -31,6 +33,22 @@ class StepModel:
             up to and including ``limit`` (``inf`` if the line never bends). This is what lets the simulator leap.
         """
         raise NotImplementedError
+
+    def sms(self) -> int:
+        """Streaming multiprocessors of one GPU; 0 where the model does not know."""
+        return 0
+
+    def part(self, compute: float, bandwidth: float) -> StepModel:
+        """The same steps where only these shares of the chip's FLOP/s and memory bandwidth can be had.
+
+        Raises
+        ------
+        PenstockError
+            The model does not tell one from the other.
+        """
+        raise PenstockError(
+            f"a {type(self).__name__} cannot say what a part of the GPU costs", "use the roofline: drop --profile"
+        )
 
 
 class LinearStepModel(StepModel):

@@ -80,12 +80,13 @@ class PrefillQueue:
         return float(np.mean(self.queued_s**2) / (2 * self.mean_s))
 
     def floor_s(self, percentile: float | None = None) -> float:
-        """TTFT at no load: what no number of instances can beat."""
+        """TTFT at hardly any load: what no number of instances can beat."""
         if self.kind == "mm1":
             return self.alone_s * _tail(percentile)
         if percentile is None or self.kind == "md1":
             return self.alone_s
-        return float(np.quantile(self.service_s, percentile / 100))
+        # The first that more than this share are within: one within exactly this share is exceeded by any wait at all.
+        return float(self.service_s[int(len(self.service_s) * percentile / 100)])
 
     def ttft_s(self, rate_rps: float, servers: int, percentile: float | None = None) -> float:
         """Mean (or percentile) of queueing and prefill, seconds, at ``rate_rps`` over ``servers``; inf if unstable."""

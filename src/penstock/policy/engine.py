@@ -24,6 +24,9 @@ DECODING: Final = 1
 PAUSED: Final = 2
 """Would decode, but a :class:`Batching` part left it out of the latest step; it keeps its KV."""
 
+UNTIL_CHANGE: Final = 1 << 60
+"""Steps for which a choice stands that only a change ends."""
+
 
 class Job:
     """One request on an engine, brought up to date before a part is asked.
@@ -175,6 +178,28 @@ class Sharing:
         raise NotImplementedError
 
 
+class TuningShare:
+    """How a GPU is divided between decode and fine-tuning for the next ``steps`` steps, unless something changes.
+
+    ``decode_sms`` of its SMs are decode's, the others work on micro-batches of ``sequences`` sequences; with 0
+    sequences fine-tuning rests and decode has them all.
+    """
+
+    def __init__(self, decode_sms: int, sequences: int, steps: int = UNTIL_CHANGE) -> None:
+        self.decode_sms = decode_sms
+        self.sequences = sequences
+        self.steps = steps
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Tuning:
+    """How much of its GPU does an engine leave to fine-tuning? Asked before every decode batch that is new."""
+
+    def share(self, situation: Situation) -> TuningShare:
+        """Choose; ``situation.decodes`` is 0 while the engine has nothing to decode. Lent blocks count as free."""
+        raise NotImplementedError
+
+
 class EngineParts:
     """The parts of one engine; None where it behaves as stock vLLM does."""
 
@@ -184,6 +209,7 @@ class EngineParts:
         batching: Batching | None = None,
         chunking: Chunking | None = None,
         clock: Clock | None = None,
+        tuning: Tuning | None = None,
         sharing: Sharing | None = None,
     ) -> None:
         self.order = order
@@ -191,6 +217,7 @@ class EngineParts:
         self.chunking = chunking
         self.clock = clock
         self.sharing = sharing
+        self.tuning = tuning
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)

@@ -14,7 +14,9 @@ import msgspec
 
 from penstock.core.events import Event, Tick
 from penstock.core.types import MigrationLevel, Role
+from penstock.perf.energy import ClockLevel
 from penstock.perf.step import StepModel
+from penstock.perf.tuning import Profiler
 from penstock.policy.engine import EngineKit
 from penstock.policy.view import ClusterView, RequestRecord
 
@@ -32,7 +34,8 @@ class Beliefs(msgspec.Struct, frozen=True):
     """What a policy believes things cost. The simulator's truth may differ; that is the point.
 
     ``step`` predicts step times; ``kv_bytes_per_token`` and ``link_bytes_per_s`` predict transfers (seconds =
-    ``link_latency_s`` + bytes / bandwidth).
+    ``link_latency_s`` + bytes / bandwidth). ``clocks`` are the clock levels with a step model each, ascending; empty
+    where there are none to choose from. ``tuning`` times decode beside fine-tuning; None where it cannot be known.
     """
 
     step: StepModel
@@ -40,6 +43,8 @@ class Beliefs(msgspec.Struct, frozen=True):
     link_bytes_per_s: float
     link_latency_s: float = 0.0
     max_batched_tokens: int = 8192
+    clocks: tuple[ClockLevel, ...] = ()
+    tuning: Profiler | None = None
 
     def prefill_s(self, prompt_tokens: int) -> float:
         """Seconds to prefill one prompt alone, in chunks of the batch budget."""
@@ -110,6 +115,28 @@ class PrefillPlacement(Part):
     def place(self, request: RequestRecord, view: ClusterView, now_s: float) -> Choice:
         """Choose when the request arrives (or must be computed again after a failure)."""
         raise NotImplementedError
+
+
+class WaitingRoom(Part):
+    """In which order are requests that a prefill placement told to wait asked again? Without one: first come first
+    served within each SLO class.
+    """
+
+    def enter(self, request: RequestRecord) -> None:
+        """A request must wait."""
+        raise NotImplementedError
+
+    def leave(self, request: RequestRecord) -> None:
+        """It has been placed, or is gone."""
+        raise NotImplementedError
+
+    def order(self, view: ClusterView, now_s: float) -> list[RequestRecord]:
+        """Who is asked now, in this order until the first that must go on waiting. Empty: nobody has a chance."""
+        raise NotImplementedError
+
+    def hopeless(self, view: ClusterView, now_s: float) -> list[RequestRecord]:
+        """Who is to be refused now. Asked with :meth:`order`; the default refuses nobody."""
+        return []
 
 
 class DecodePlacement(Part):
@@ -196,6 +223,7 @@ class Policy:
         migration_level: MigrationLevel | None = None,
         observers: tuple[Part, ...] = (),
         engine: EngineKit | None = None,
+        room: WaitingRoom | None = None,
     ) -> None:
         self.name = name
         self.prefill = prefill
@@ -205,7 +233,8 @@ class Policy:
         self.roles = roles
         self.migration_level = migration_level
         self.engine = engine
-        parts = [prefill, decode, admission, rescheduler, roles, *observers]
+        self.room = room
+        parts = [prefill, decode, admission, rescheduler, roles, room, *observers]
         seen: list[Part] = []
         for part in parts:
             if part is not None and part.observes and not any(part is s for s in seen):

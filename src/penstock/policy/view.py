@@ -70,9 +70,10 @@ _EMPTY: NDArray[np.intp] = np.empty(0, np.intp)
 class ClusterView:
     """The cluster as columns, one row an instance: a policy scores all instances in a few array operations.
 
-    ``running``, ``waiting``, ``running_tokens``, ``free_blocks`` and ``step_s`` repeat the engine's latest word;
-    the ``prefill_*``, ``pending_*`` and ``moving`` (migrations in or out) columns are the controller's own book of
-    what it has ordered since. ``preemptions`` counts those since the rescheduler last looked.
+    ``running``, ``waiting``, ``running_tokens``, ``free_blocks``, ``step_s`` and ``clock`` (level, -1 where there is
+    none to choose) repeat the engine's latest word; the ``prefill_*``, ``pending_*`` and ``moving`` (migrations in or
+    out) columns are the controller's own book of what it has ordered since. ``preemptions`` counts those since the
+    rescheduler last looked.
     Rows of instances that are down keep their last values; they and the held ones are in none of the index arrays.
     """
 
@@ -98,6 +99,7 @@ class ClusterView:
         self.step_s: Any = np.empty(0)
         self.growth: Any = np.empty(0)
         self.synced_at_s: Any = np.empty(0)
+        self.clock: Any = np.empty(0, np.int8)
         self.preemptions: Any = np.empty(0)
         self.moving: Any = np.empty(0)
         self.prefills: Any = _EMPTY
@@ -188,6 +190,7 @@ class ClusterView:
         self.waiting[i] = load.waiting
         self.running_tokens[i] = load.decode_tokens
         self.free_blocks[i] = load.free_blocks
+        self.clock[i] = load.clock
         decoding = load.step_s > 0.0 and load.running > 0
         self.step_s[i] = load.step_s if decoding else np.inf
         self.growth[i] = load.running / load.step_s if decoding else 0.0
@@ -223,6 +226,7 @@ class ClusterView:
             setattr(self, name, _extended(getattr(self, name), size, 0.0))
         self.slow = _extended(self.slow, size, 1.0)
         self.step_s = _extended(self.step_s, size, np.inf)
+        self.clock = _extended(self.clock, size, -1)
         self.role = _extended(self.role, size, 0)
         self.up = _extended(self.up, size, False)
         self.held = _extended(self.held, size, False)

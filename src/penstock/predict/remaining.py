@@ -149,6 +149,16 @@ class History(Predictor):
             return self._sorted[min(first + int(self.quantile * (n - first)), n - 1)] - generated
         return float(self._mean_above[first]) - generated
 
+    def survival(self, lengths: Any) -> Any:
+        """Share of the remembered requests that are longer than each of ``lengths``: float64[n] in, float64[n] out.
+
+        Before anything has finished: that of an exponential distribution with mean ``PRIOR_TOKENS``.
+        """
+        n = len(self._sorted)
+        if n == 0:
+            return np.exp(-lengths / PRIOR_TOKENS)
+        return 1.0 - np.searchsorted(self._lengths, lengths, side="right") / n
+
     def _rebuild(self) -> None:
         self._new = 0
         self._sorted = sorted(self._ring)

@@ -71,6 +71,7 @@ class Load:
     """The requests as the bounds need them, all float64[n]: lengths in tokens, targets in seconds (inf for none).
 
     ``computed`` are the prompt tokens that no prefix cache can save, ``after`` the output tokens after the first.
+    ``deadlines``: the targets are deadlines of tokens, so that an early first token is time to decode in.
     ``span_s`` is the time from first to last arrival at one request a second. ``shared``: prompts share prefixes.
     """
 
@@ -81,6 +82,7 @@ class Load:
     tpot_s: F64
     span_s: float
     shared: bool
+    deadlines: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,11 @@ def load_of(setup: Setup, seed: int) -> Load | None:
     alike = np.allclose(trace.arrival_s, 2 * twice.arrival_s, rtol=1e-6, atol=1e-6)
     if not alike or (trace.output_tokens != twice.output_tokens).any():
         return None
+    return load_from(setup, trace)
+
+
+def load_from(setup: Setup, trace: Trace) -> Load:
+    """The requests of a trace, judged by a setup's targets."""
     targets = list(slos(setup, trace).values())
     shared = trace.prefixes is not None and setup.cluster.prefix_caching
     return Load(
@@ -137,6 +144,7 @@ def load_of(setup: Setup, seed: int) -> Load | None:
         tpot_s=np.array([t.tpot_s for t in targets])[trace.slo_class],
         span_s=trace.duration_s,
         shared=shared,
+        deadlines=setup.slo_form == "deadline",
     )
 
 
@@ -175,8 +183,8 @@ def bound_of(cluster: ClusterSpec, lines: tuple[tuple[Line, ...], tuple[Line, ..
     link = min(prefills[0].link_bytes_per_s, decodes[0].link_bytes_per_s)
     kv = load.prompts * cluster.kv_bytes_per_token
     transfer = np.where(load.after > 0, 0.0 if mixed else cluster.link_latency_s + kv / link, 0.0)
-    first = _first_token_s(p_lines, load) <= load.ttft_s * (1 + SLACK)
-    rest = np.all([_spare_s(line, load, transfer) >= _shares(line, load)[0] * (1 - SLACK) for line in d_lines], axis=0)
+    first = first_token_s(p_lines, load) <= load.ttft_s * (1 + SLACK)
+    rest = np.all([spare_s(line, load, transfer) >= shares(line, load)[0] * (1 - SLACK) for line in d_lines], axis=0)
     can = first & rest
     k = math.ceil(goal * len(load.prompts) - 1e-9)
     if can.sum() < k:
@@ -185,25 +193,26 @@ def bound_of(cluster: ClusterSpec, lines: tuple[tuple[Line, ...], tuple[Line, ..
     uses: list[Use] = []
     if mixed:
         for line in d_lines:
-            work = line.prompts_s(load.computed) + _decode_s(line, load, transfer)
+            work = line.prompts_s(load.computed) + decode_s(line, load, transfer)
             uses.append(Use("mixed time", work, len(decodes), end))
     else:
         for line in p_lines:
             uses.append(Use("prefill time", line.prompts_s(load.computed), len(prefills), load.ttft_s))
         for line in d_lines:
-            uses.append(Use("decode time", _decode_s(line, load, transfer), len(decodes), end))
+            uses.append(Use("decode time", decode_s(line, load, transfer), len(decodes), end))
         ends = min(len(s) * s[0].link_bytes_per_s for s in (prefills, decodes))
         uses.append(Use("link", np.where(load.after > 0, kv, 0.0), ends, end))
     uses += _room(decodes[0], len(decodes), d_lines, load, end)
     return min((_limit(use, can, k, load.span_s) for use in uses), key=lambda b: b.rate_rps)
 
 
-def _first_token_s(lines: tuple[Line, ...], load: Load) -> F64:
+def first_token_s(lines: tuple[Line, ...], load: Load) -> F64:
+    """Seconds to the first token of a request alone, at least."""
     found: F64 = np.max([line.step_s + line.prompts_s(load.computed) for line in lines], axis=0)
     return found
 
 
-def _shares(line: Line, load: Load) -> tuple[F64, F64]:
+def shares(line: Line, load: Load) -> tuple[F64, F64]:
     """Sum of the shares w of a request's decode steps, and at least the sum of their roots."""
     p, m = load.prompts, load.after
     total = m * (line.decode_s + line.context_s * (p + (m + 1) / 2))
@@ -214,17 +223,19 @@ def _shares(line: Line, load: Load) -> tuple[F64, F64]:
     return total, ((low + line.context_s * m) ** 1.5 - low**1.5) / (1.5 * line.context_s)
 
 
-def _spare_s(line: Line, load: Load, transfer: F64) -> F64:
+def spare_s(line: Line, load: Load, transfer: F64) -> F64:
     """X: what a request's decode steps may take beyond their constants, seconds."""
     # Not 0 x inf: who has no token after the first has no TPOT either.
     steps = np.maximum(load.after, 1)
-    spare: F64 = np.where(load.after > 0, steps * (load.tpot_s - line.step_s) - transfer, 0.0)
+    early = np.maximum(load.ttft_s - line.step_s - line.prompts_s(load.computed), 0.0) if load.deadlines else 0.0
+    spare: F64 = np.where(load.after > 0, steps * (load.tpot_s - line.step_s) - transfer + early, 0.0)
     return spare
 
 
-def _decode_s(line: Line, load: Load, transfer: F64) -> F64:
-    total, roots = _shares(line, load)
-    spare = _spare_s(line, load, transfer)
+def decode_s(line: Line, load: Load, transfer: F64) -> F64:
+    """The least share of an instance's time that the decode steps of each request take, float64[n]."""
+    total, roots = shares(line, load)
+    spare = spare_s(line, load, transfer)
     with np.errstate(divide="ignore", invalid="ignore"):
         constant = np.where((spare > 0) & (load.after > 0), line.step_s * roots**2 / spare, 0.0)
     found: F64 = total + constant

@@ -72,6 +72,7 @@ COMPARISON = (
     Column("itl_s.p99", "ITL p99", seconds),
     Column("e2e_s.p99", "E2E p99", seconds),
     Column("output_tokens_per_s", "Output tok/s", number, +1),
+    Column("joules_per_token", "Energy J/tok", number, -1, "joules of all instances, idle ones too, per output token"),
     Column("preemptions", "Preempted", number),
     Column("migrations", "Migrated", number, 0),
     Column("flips", "Flips", number, 0),

@@ -20,7 +20,7 @@ def write_requests_csv(path: str | Path, result: SimResult, slo: Slos | None = N
     Columns: request, slo_class, arrival_s, prompt_tokens, output_tokens, outcome (finished, rejected, unfinished),
     emitted, prefill_start_s, first_token_s, decode_start_s, finish_s (seconds since the trace began), ttft_s, tpot_s,
     e2e_s (durations), prefill_instance, decode_instance, preemptions, migrations; and with ``slo`` also ttft_met,
-    tpot_met, met (true or false). A million rows take about a second.
+    tpot_met, met (true or false); late_s where token deadlines were watched. A million rows take about a second.
 
     Raises
     ------
@@ -52,6 +52,8 @@ def write_requests_csv(path: str | Path, result: SimResult, slo: Slos | None = N
         "preemptions": r.preemptions,
         "migrations": r.migrations,
     }
+    if v.late_s is not None:
+        columns["late_s"] = np.where(np.isfinite(v.late_s), v.late_s, np.nan)
     if slo is not None:
         columns |= {"ttft_met": v.ttft_met, "tpot_met": v.tpot_met, "met": v.met}
     frame = pl.DataFrame(columns)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import base64
 import gzip
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
 
 from penstock.core.errors import PenstockError
 from penstock.report import figures
+from penstock.report.classes import TITLES, class_rows
 from penstock.report.columns import COMPARISON, Metrics, best, cells, percent, seconds, write_cell
 from penstock.report.metrics import RunMetrics, Slos, summarize
 from penstock.report.page import SCRIPT, STYLE
@@ -92,6 +93,9 @@ def render(
             _card("Instances", "Share of the time spent in steps, and the most KV in use at once.",
                   _columns({n: _figure(figures.utilisation(single[n]), f"Busy share, peak KV, {n}") for n in inside})),
         ]  # fmt: skip
+    classes = class_rows(rows)
+    if classes:
+        sections.insert(0, _card("SLO classes", "Each class by its own targets.", plain_table(TITLES, classes)))
     page = PAGE if inside else PAGE.replace("per simulated second", "per second")
     return page.format(
         title=escape(title),
@@ -126,6 +130,16 @@ def metrics_table(rows: Mapping[str, Metrics]) -> str:
         f'<div class=scroll><table><thead><tr><th scope="col">Policy</th>{head}<th scope="col">Missed most</th></tr>'
         f"</thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def plain_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Cells as text; the first cell of a row is its name."""
+    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
+    lines = []
+    for first, *rest in rows:
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in rest)
+        lines.append(f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>')
+    return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
 
 
 def plotly_js() -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from penstock.core.errors import PenstockError
 from penstock.core.types import Role, Slo
+from penstock.report.energy import instance_energy, run_energy
 from penstock.report.quantiles import GapStatistics
 from penstock.report.schema import ClassMetrics, InstanceMetrics, Misses, RunMetrics, Spread
 from penstock.sim.result import Outcome, SimResult, TokenGaps
@@ -34,6 +35,8 @@ __all__ = [
     "targets",
 ]
 
+ROUNDING_S = 1e-9
+"""A token that is late by less is on time: its time is a sum of many."""
 PERCENTILES = (0.5, 0.9, 0.95, 0.99)
 Bools = NDArray[np.bool_]
 Slos = Slo | Mapping[str, Slo]
@@ -50,7 +53,10 @@ class Verdicts:
     ttft_target_s, tpot_target_s : float64[n]
         Targets of each request, inf for none.
     ttft_met, tpot_met, met : bool[n]
-        As in :class:`RunMetrics`.
+        As in :class:`RunMetrics`. Where the run noted ``lateness_s``, ``tpot_met`` says that every token after the
+        first came by its deadline: the deadline form of the SLO, by the targets of the run.
+    late_s : float64[n] or None
+        The most that any token came after its deadline, negative where all were early, NaN where not finished.
     """
 
     def __init__(self, result: SimResult, slo: Slos) -> None:
@@ -66,6 +72,11 @@ class Verdicts:
         self.tpot_target_s: F64 = np.array([slos[name].tpot_s for name in trace.class_names])[trace.slo_class]
         self.ttft_met: Bools = self.ttft_s <= self.ttft_target_s
         self.tpot_met: Bools = (self.tpot_s <= self.tpot_target_s) | (self.finished & (r.emitted <= 1))
+        self.late_s: F64 | None = None
+        if r.lateness_s is not None:
+            self.tpot_met = self.finished & (r.lateness_s <= ROUNDING_S)
+            late = np.maximum(self.ttft_s - self.ttft_target_s, r.lateness_s)
+            self.late_s = np.where(self.finished, late, np.nan)
         self.met: Bools = self.ttft_met & self.tpot_met & self.finished
 
 
@@ -148,7 +159,16 @@ def summarize(result: SimResult, slo: Slos) -> RunMetrics:
             for i, name in enumerate(trace.class_names)
         },
         instances=_instances(result, v),
+        slo_form="mean" if v.late_s is None else "deadline",
+        lateness_s=None if v.late_s is None else spread(np.where(np.isfinite(v.late_s), v.late_s, np.nan)),
+        finetune_tokens_per_s=_finetuning(result),
+        **run_energy(result),
     )
+
+
+def _finetuning(result: SimResult) -> float | None:
+    tokens = result.instances.finetune_tokens
+    return None if tokens is None else _rate(float(tokens.sum()), result.simulated_s)
 
 
 def spread(values: F64) -> Spread:
@@ -196,6 +216,7 @@ def _instances(result: SimResult, v: Verdicts) -> list[InstanceMetrics]:
     n = len(columns.role)
     ttft_misses = _by_instance(r.prefill_instance, np.isfinite(v.ttft_s) & ~v.ttft_met, n)
     tpot_misses = _by_instance(r.decode_instance, v.finished & ~v.tpot_met, n)
+    drawn = [instance_energy(result, i) for i in range(n)]
     return [
         InstanceMetrics(
             instance=i,
@@ -212,6 +233,9 @@ def _instances(result: SimResult, v: Verdicts) -> list[InstanceMetrics]:
             bytes_out=float(columns.bytes_out[i]),
             ttft_misses=int(ttft_misses[i]),
             tpot_misses=int(tpot_misses[i]),
+            energy_j=drawn[i][0],
+            idle_j=drawn[i][1],
+            clock_busy_s=drawn[i][2],
         )
         for i in range(n)
     ]

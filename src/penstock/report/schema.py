@@ -77,6 +77,12 @@ class InstanceMetrics(msgspec.Struct, frozen=True):
     """Requests prefilled here whose TTFT missed the target."""
     tpot_misses: int
     """Finished requests that first decoded here whose TPOT missed the target."""
+    energy_j: float | None = None
+    """Joules drawn over the run by the power model of ``penstock.perf.energy``; None without one."""
+    idle_j: float | None = None
+    """The part drawn while no step ran."""
+    clock_busy_s: dict[str, float] | None = None
+    """Seconds in steps by clock in MHz; None where the instance has no clock levels."""
 
 
 class RunMetrics(msgspec.Struct, frozen=True):
@@ -144,3 +150,18 @@ class RunMetrics(msgspec.Struct, frozen=True):
     misses: Misses
     classes: dict[str, ClassMetrics]
     instances: list[InstanceMetrics]
+    slo_form: str = "mean"
+    """``mean``: the TPOT target is for the mean. ``deadline``: every token has its own, arrival + TTFT + i TPOT; the
+    TPOT figures of attainment and misses are then about the tokens after the first."""
+    lateness_s: Spread | None = None
+    """Under deadlines: the most that a token came after its own, by finished request (negative: all early)."""
+    energy_j: float | None = None
+    """Joules of all instances over the run, idle ones included; None unless each has a power model."""
+    idle_j: float | None = None
+    """The part drawn while no step ran."""
+    joules_per_request: float | None = None
+    """``energy_j`` over the finished requests."""
+    joules_per_token: float | None = None
+    """``energy_j`` over the tokens sent to clients."""
+    finetune_tokens_per_s: float | None = None
+    """Tokens of finished fine-tuning micro-batches on all instances per simulated second; None where none tunes."""

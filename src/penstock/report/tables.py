@@ -30,7 +30,16 @@ GOAL = 0.9
 """Attainment that the field asks for; below it a table shows red."""
 SHOW_INSTANCES = 16
 """Instances listed one by one; of a larger cluster the busiest are."""
-EXPENDABLE = ("itl_s.p99", "output_tokens_per_s", "flips", "resident_cv", "preemptions", "migrations", "goodput_rps")
+EXPENDABLE = (
+    "itl_s.p99",
+    "joules_per_token",
+    "output_tokens_per_s",
+    "flips",
+    "resident_cv",
+    "preemptions",
+    "migrations",
+    "goodput_rps",
+)
 """Columns that a narrow terminal does without, the first to go first."""
 
 
@@ -65,6 +74,11 @@ def run_table(run: RunMetrics) -> RenderableType:
         counts += [("flips", number(run.flips))]
     if run.resident_cv is not None:
         counts.append(("imbalance", number(run.resident_cv)))
+    if run.joules_per_request is not None and run.joules_per_token is not None:
+        a_token = f"{number(run.joules_per_token)} J/tok"
+        counts.append(("energy", f"{number(run.joules_per_request)} J/request, {a_token}"))
+    if run.finetune_tokens_per_s is not None:
+        counts.append(("fine-tuned", f"{number(run.finetune_tokens_per_s)} tok/s"))
     counts += [(f"rejected: {reason}", number(n)) for reason, n in run.reject_reasons.items()]
     counts += [(f"migration failed: {reason}", number(n)) for reason, n in (run.failed_migrations or {}).items()]
     line = Text("  ").join([Text.assemble((f"{name} ", "dim"), value) for name, value in counts])
@@ -119,6 +133,16 @@ def _comparison(runs: Mapping[str, Metrics], columns: Sequence[Column], left_out
     return table
 
 
+def plain_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Rows of text under their heads, the first column to the left."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for i, title in enumerate(titles):
+        table.add_column(title.replace(" ", "\n", 1), justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
 def goodput_table(rows: Sequence[GoodputRow], goal: float = GOAL) -> Table:
     """Highest sustained rate by policy, with a bar and the rate per instance; the best in bold green."""
     table = Table(
@@ -152,7 +176,10 @@ def goodput_table(rows: Sequence[GoodputRow], goal: float = GOAL) -> Table:
 
 
 def _head(run: RunMetrics) -> Text:
-    return Text(conclude(run), style="bold " + ("green" if run.attainment >= GOAL else "red"))
+    said = conclude(run)
+    if run.slo_form == "deadline":
+        said += " Every token has its deadline, arrival + TTFT + i TPOT."
+    return Text(said, style="bold " + ("green" if run.attainment >= GOAL else "red"))
 
 
 def _took(run: RunMetrics) -> str:
@@ -169,6 +196,8 @@ def _latency_table(run: RunMetrics) -> Table:
     rows = {"TTFT": run.ttft_s, "TPOT": run.tpot_s, "ITL": run.itl_s, "E2E": run.e2e_s}
     if run.instances:
         rows |= {"Queueing": run.queueing_s, "Decode wait": run.decode_wait_s}
+    if run.lateness_s is not None:
+        rows["Lateness"] = run.lateness_s
     if run.migrations:
         rows["Migration pause"] = run.migration_pause_s
     for name, spread in rows.items():

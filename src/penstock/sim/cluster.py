@@ -10,6 +10,7 @@ from typing import Protocol
 from penstock.core.errors import PenstockError
 from penstock.core.types import MigrationLevel, Role
 from penstock.perf.energy import ClockLevel, PowerModel
+from penstock.perf.sm_share import SATURATION
 from penstock.perf.step import StepModel
 
 
@@ -22,8 +23,10 @@ class InstanceSpec:
     start over from its prompt, as queueing models assume (WAIT, section 2); vLLM computes its KV again and goes on.
     ``async_scheduling``, ``prefix_caching`` and ``chunked_prefill`` are vLLM's options (see ``sim.engine``); the second
     finds what prompts share where the trace has hashes, and what is left of a preempted request's KV.
-    ``clocks`` are the levels that a policy's ``Clock`` may choose from, ascending; ``step_model`` is that of the highest,
-    at which the instance runs without one. ``power`` is of the whole instance; without it no joules are counted.
+    ``clocks`` are the levels that a policy's ``Clock`` may choose from, ascending; ``step_model`` is that of the
+    highest, at which the instance runs without one. ``power`` is of the whole instance; without it joules are unknown.
+    Where a policy divides the GPU, ``sm_saturation`` is the share of the SMs that draws all the memory bandwidth, and
+    ``shared_bandwidth`` the share of it that two parts reach together.
     """
 
     role: Role
@@ -39,6 +42,8 @@ class InstanceSpec:
     chunked_prefill: bool = True
     clocks: tuple[ClockLevel, ...] = ()
     power: PowerModel | None = None
+    sm_saturation: float = SATURATION
+    shared_bandwidth: float = 1.0
 
     def __post_init__(self) -> None:
         if self.capacity_blocks < 1 or self.block_size < 1 or self.link_bytes_per_s <= 0:
@@ -123,6 +128,8 @@ class Scenario:
         Stop at this time; what is unfinished is reported as such.
     stepping : bool
         Take every step (the oracle), instead of leaping.
+    deadlines : bool
+        Note how late each request's tokens come (``RequestColumns.lateness_s``).
     """
 
     seed: int = 0
@@ -130,5 +137,6 @@ class Scenario:
     sample_s: float | None = None
     until_s: float | None = None
     stepping: bool = False
+    deadlines: bool = False
     faults: Sequence[Fault] = field(default=())
     forced_moves: Sequence[ForcedMove] = field(default=())

@@ -104,7 +104,10 @@ class ComposedEngine(LeapingEngine):
         waiting = [
             self._brief(s, now) for s in self.waiting if s.seen <= newest and s.job is not None and s.kind <= SERVE
         ]
-        self.unseen = any([s.seen > newest for s in self.waiting])
+        for seq in self.waiting:
+            if seq.seen > newest:
+                self.unseen = True
+                break
         if not jobs and not waiting:
             return []
         chosen = part.compose(jobs, waiting, self._look(now))

@@ -140,6 +140,7 @@ class Engine:
         self.partial: Seq | None = None  # partly computed prompt; always the last in running
         self.chunks: list[Seq] = []
         self.blocked = False
+        self.paced = False  # deadlines of tokens are watched
         self.wake_again = False
         # Asynchronous scheduling: who ended in the last step still holds a slot and blocks in this one.
         self.lingering_blocks = 0
@@ -226,6 +227,10 @@ class Engine:
 
     def _catch_up(self, seq: Seq, now: float) -> None:
         """Make a decoding sequence's ``tokens`` and ``last_token_s`` exact as of this boundary."""
+
+    def note_pace(self, seq: Seq, now: float) -> None:
+        """Bring the pace of a decoding sequence up to date in the middle of a leap; it is then watched no more."""
+        seq.pace = None
 
     def _note_dip(self, now: float) -> None:
         """Blocks are about to come free in the middle of a leap."""
@@ -454,6 +459,9 @@ class Engine:
                 self.gaps.add(now - seq.last_token_s, 0.0, 1, 1)
             elif seq.job is not None and seq.job.first_token_s < 0.0:
                 seq.job.first_token_s = now
+            if seq.pace is not None and (seq.last_token_s >= 0.0 or not seq.resumed):
+                # Else the first token of a re-sent prompt, which the world counts when it hands over.
+                seq.pace.emit(seq.tokens - seq.pace.prompt_tokens, 1, now, 0.0, 0.0)
             seq.tokens += 1
             seq.last_token_s = now
             if seq.tokens >= seq.final_tokens and seq.kind == SERVE:
@@ -742,6 +750,8 @@ class Engine:
             waiting += seq.seen <= newest
         for seq in self.ready:
             waiting += seq.seen <= newest
+        if waiting < len(self.waiting) + len(self.ready):
+            self.wake_again = True  # one step from now they wait
         prompts = len(self.chunks) > 0
         same = self.batch == self.asked_batch and (waiting > 0) == self.asked_waiting
         if same and not prompts and not self.asked_prompt and self.step < self.ask_clock_at:
@@ -757,7 +767,8 @@ class Engine:
         tokens = 0
         for seq in self.chunks:
             tokens += seq.chunk
-            jobs.append(self._brief(seq, now))
+            if seq.kind != REPROMPT:  # part of a move: its request runs elsewhere
+                jobs.append(self._brief(seq, now))
         self.level = max(0, min(part.choose(situation, jobs, tokens), len(self.models) - 1))
         self.model = self.models[self.level]
 

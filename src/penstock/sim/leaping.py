@@ -135,9 +135,29 @@ class LeapingEngine(Engine):
         seq.at_step = self.step
         seq.last_token_s = now
 
+    def note_pace(self, seq: Seq, now: float) -> None:
+        """See :class:`Engine`."""
+        if seq.pace is not None and seq.state == DECODING:
+            self._emit(seq, self.steps_done(now))
+        seq.pace = None
+
+    def _keep_pace(self, k: int) -> None:
+        """Note when the tokens of ``k`` steps of the plan came."""
+        for seq in self.running.values():
+            if seq.pace is not None and seq.state == DECODING:
+                self._emit(seq, k)
+
+    def _emit(self, seq: Seq, k: int) -> None:
+        pace = seq.pace
+        if pace is not None and k > 0:
+            before = seq.tokens + self.step - seq.at_step - pace.prompt_tokens
+            pace.emit(before, k, self.begin_s, self.first_s, self.rise_s)
+
     def _account(self, k: int) -> None:
         """Take ``k`` steps of the plan into the books."""
         first, rise, batch = self.first_s, self.rise_s, self.batch
+        if self.paced:
+            self._keep_pace(k)
         self._spend(k * first + rise * (0.5 * k * (k - 1)))
         self.last_step_s = first + rise * (k - 1)
         self._end_lingering()
@@ -226,13 +246,7 @@ class LeapingEngine(Engine):
 
     def _longest_leap(self, limit: float) -> int:
         """Steps until something must change: an end, a bend of the step model, blocks run out, noise is redrawn."""
-        finishing = self.finishing
-        while True:
-            finish_step, ticket, seq = finishing[0]
-            if seq.state == DECODING and seq.ticket == ticket:
-                break
-            heappop(finishing)
-        k = finish_step - self.step
+        k = self._steps_to_an_end()
         if limit != inf:
             k = min(k, max(1, int((limit - self.context) / self.batch) + 1))
         if self.noise:
@@ -240,6 +254,15 @@ class LeapingEngine(Engine):
         if self.clock_part is not None:
             k = min(k, self.ask_clock_at - self.step)
         return self._affordable(k)
+
+    def _steps_to_an_end(self) -> int:
+        """Steps until the first decode has all its tokens."""
+        finishing = self.finishing
+        while True:
+            finish_step, ticket, seq = finishing[0]
+            if seq.state == DECODING and seq.ticket == ticket:
+                return finish_step - self.step
+            heappop(finishing)
 
     def _affordable(self, k: int) -> int:
         """Cut a leap of ``k`` steps at the first one whose new blocks are not there."""

@@ -64,6 +64,7 @@ def start(world: World, action: Migrate) -> None:
 def _stage(world: World, flight: Flight, target: Engine, tokens: int) -> None:
     seq = Seq(flight.request, STAGE, tokens, flight.final_tokens)
     seq.job = flight.job
+    seq.pace = flight.pace
     target.submit(seq, world.now)
     world.arm(target)
 
@@ -119,6 +120,7 @@ def on_extracted(world: World, engine: Engine, seq: Seq) -> None:
         flight.source = -1
         fresh = Seq(seq.request, SERVE, seq.tokens, flight.final_tokens)
         fresh.job = flight.job
+        fresh.pace = flight.pace
         fresh.resumed = True
         fresh.last_token_s = seq.last_token_s
         target.submit(fresh, now)
@@ -128,6 +130,7 @@ def on_extracted(world: World, engine: Engine, seq: Seq) -> None:
     else:
         fresh = Seq(seq.request, PULL, seq.tokens, flight.final_tokens)
         fresh.job = flight.job
+        fresh.pace = flight.pace
         fresh.last_token_s = seq.last_token_s
         target.submit(fresh, now)
     world.arm(target)
@@ -144,6 +147,9 @@ def cut_over(world: World, flight: Flight, move: Move, engine: Engine, seq: Seq)
         ahead = source.tokens_of(old, now) - seq.tokens
         # Tokens the source is ahead must be decoded again before the client sees a new one.
         pause = max(ahead, 0) * source.last_step_s + source.last_step_s
+        source.note_pace(old, now)
+        if flight.pace is not None:
+            flight.pace.emit(seq.tokens - 1 - flight.prompt, 1, now, 0.0, 0.0)
         source.release(i, now)
         world.arm(source)
     complete(world, flight, move, engine, seq, pause)

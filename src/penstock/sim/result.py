@@ -24,6 +24,8 @@ class RequestColumns:
     """One row a request of the trace; times in seconds since the trace began, NaN where it never happened.
 
     ``decode_start_s`` is when the request joined its first decode batch. ``emitted`` counts tokens sent to the client.
+    ``lateness_s`` is the most that a token after the first of a finished request came after its deadline, arrival +
+    TTFT + i TPOT of the run's targets (negative: all were early; -inf: none has one); None where nobody looked.
     """
 
     outcome: NDArray[np.int8]
@@ -36,6 +38,7 @@ class RequestColumns:
     decode_instance: NDArray[np.int32]
     preemptions: NDArray[np.int32]
     migrations: NDArray[np.int32]
+    lateness_s: F64 | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ class Timeline:
 class InstanceColumns:
     """One row an instance: totals over the run; ``role`` is the one at the end (``Flips`` has the changes).
 
-    ``energy`` is None for a run that was measured from outside.
+    ``energy`` is None for a run that was measured from outside. ``finetune_tokens`` counts the tokens of finished
+    micro-batches; None where no instance fine-tunes.
     """
 
     role: NDArray[np.int8]
@@ -107,6 +111,7 @@ class InstanceColumns:
     bytes_in: F64
     bytes_out: F64
     energy: EnergyColumns | None = None
+    finetune_tokens: I64 | None = None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from penstock.policy.engine import EngineParts
 from penstock.policy.parts import Beliefs, Policy
 from penstock.sim.cluster import ClusterSpec, Fault, FaultKind, ForcedMove, InstanceSpec, LengthSource, Scenario
 from penstock.sim.composed import ComposedEngine
+from penstock.sim.duet import DuetEngine
 from penstock.sim.engine import Engine, GapLog
 from penstock.sim.faults import bring_up, slow_down, take_down
 from penstock.sim.leaping import LeapingEngine
@@ -35,8 +36,9 @@ from penstock.sim.result import (
     TokenGaps,
 )
 from penstock.sim.stepping import SteppingEngine
+from penstock.sim.tuning import TuningEngine
 from penstock.sim.world import World
-from penstock.workload.trace import Trace
+from penstock.workload.trace import I64, Trace
 
 ALL_LEVELS = tuple(MigrationLevel)
 NOISE_DRAWS = 4096
@@ -141,6 +143,9 @@ def build_world(
     world.equipped = policy.engine is not None
     world.lengths = lengths
     world.log = log
+    world.paced = scenario.deadlines
+    for engine in engines:
+        engine.paced = scenario.deadlines
     world.tick_s = policy.tick_s() or 0.0
     world.on_injected = lambda thing: _injected(world, cluster, thing)
     for i, spec in enumerate(cluster.instances):
@@ -176,8 +181,14 @@ def _engine(
     i: int, spec: InstanceSpec, parts: EngineParts, stepping: bool, gaps: GapLog, hash_tokens: int, noise: list[float]
 ) -> Engine:
     """The engine that can do what the policy's parts ask for."""
+    if parts.sharing is not None:
+        if parts.batching is not None:
+            raise PenstockError("an engine cannot both compose its batches and divide its GPU", "leave one part out")
+        return DuetEngine(i, spec, gaps, hash_tokens, noise)
     if parts.batching is not None:
         return ComposedEngine(i, spec, gaps, hash_tokens, noise)
+    if parts.tuning is not None:
+        return TuningEngine(i, spec, gaps, hash_tokens, noise)
     if stepping:
         engine = SteppingEngine(i, spec, gaps, hash_tokens, noise)
         engine.open_table()
@@ -196,6 +207,18 @@ def _injected(world: World, cluster: ClusterSpec, thing: Fault | ForcedMove) -> 
         bring_up(world, thing.instance, ALL_LEVELS)
     else:
         slow_down(world, thing.instance, thing.factor)
+
+
+def _finetuned(world: World) -> I64 | None:
+    """Tokens fine-tuned by each instance up to now; None where none does."""
+    counts = np.zeros(len(world.engines), np.int64)
+    some = False
+    for engine in world.engines:
+        if isinstance(engine, TuningEngine):
+            engine.tune_to(world.now)
+            counts[engine.index] = engine.finetune_tokens
+            some = True
+    return counts if some else None
 
 
 class Sampler:
@@ -273,6 +296,7 @@ def collect(
             decode_instance=np.array(world.decode_instance, np.int32),
             preemptions=np.array(world.preempted, np.int32),
             migrations=np.array(world.migrated, np.int32),
+            lateness_s=np.array(world.lateness_s) if world.paced else None,
         ),
         gaps=TokenGaps(np.array(gaps.first_s), np.array(gaps.rise_s), np.array(gaps.count), np.array(gaps.batch)),
         migrations=Migrations(
@@ -305,6 +329,7 @@ def collect(
             bytes_in=np.array(world.network.bytes_in),
             bytes_out=np.array(world.network.bytes_out),
             energy=_energy(world, cluster),
+            finetune_tokens=_finetuned(world),
         ),
         simulated_s=world.now,
         wall_s=wall_s,

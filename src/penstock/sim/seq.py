@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Final
 
 from penstock.policy.engine import Job
@@ -33,13 +34,44 @@ EXTRACTED: Final = 5  # taken out of the batch on request; KV pinned
 REPROMPTED: Final = 6
 
 
+class Pace:
+    """How late the tokens of one request come, wherever they come from: all its ``Seq`` share it.
+
+    Token i, from 0, is due at ``due_s + i tpot_s``. ``late_s`` is the most that any token after the first was late,
+    negative where all were early. ``sent`` tokens have reached the client: one that is decoded again is not late.
+    """
+
+    def __init__(self, due_s: float, tpot_s: float, prompt_tokens: int) -> None:
+        self.due_s = due_s
+        self.tpot_s = tpot_s
+        self.prompt_tokens = prompt_tokens
+        self.sent = 0
+        self.late_s = -inf
+
+    def emit(self, before: int, steps: int, begin_s: float, first_s: float, rise_s: float) -> None:
+        """``steps`` tokens follow the first ``before``, one a step; the steps from ``begin_s`` on as ``Engine`` has it.
+
+        Their times are convex in their number and the deadlines straight: the first new one or the last is the latest.
+        """
+        j = max(self.sent, 1) - before + 1
+        if j < 1:
+            j = 1
+        if before + steps > self.sent:
+            self.sent = before + steps
+        if j > steps or self.tpot_s == inf:
+            return
+        head = begin_s + j * first_s + rise_s * (0.5 * j * (j - 1)) - (before + j - 1) * self.tpot_s
+        last = begin_s + steps * first_s + rise_s * (0.5 * steps * (steps - 1)) - (before + steps - 1) * self.tpot_s
+        self.late_s = max(self.late_s, head - self.due_s, last - self.due_s)
+
+
 class Seq:
     """One request on one engine.
 
     ``tokens`` is the length of the sequence (prompt and output so far) as of ``at_step`` of a decoding sequence, and
     simply the length otherwise. ``computed`` tokens of it have KV here. It ends at ``final_tokens``.
     ``last_token_s`` is when the client got the latest token (-1 before the first). ``job`` is what the engine's parts
-    see of it, where there are any.
+    see of it, where there are any; ``pace`` where deadlines of tokens are watched.
     """
 
     def __init__(self, request: int, kind: int, tokens: int, final_tokens: int, hashes: tuple[int, ...] = ()) -> None:
@@ -65,6 +97,7 @@ class Seq:
         self.started_s = -1.0
         self.last_token_s = -1.0
         self.job: Job | None = None
+        self.pace: Pace | None = None
 
 
 class Notice:

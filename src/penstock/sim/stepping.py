@@ -87,6 +87,8 @@ class SteppingEngine(Engine):
             for seq in list(self.running.values()):
                 if seq.state != DECODING:
                     continue
+                if seq.pace is not None:
+                    seq.pace.emit(seq.tokens - seq.pace.prompt_tokens, 1, now, 0.0, 0.0)
                 seq.tokens += 1
                 self.decode_tokens += 1
                 self.gaps.add(now - seq.last_token_s, 0.0, 1, 1)

@@ -45,6 +45,7 @@ from penstock.sim.seq import (
     SERVE,
     STAGE,
     Notice,
+    Pace,
     Seq,
 )
 
@@ -73,6 +74,7 @@ class Flight:
         self.source = -1
         self.pinned_s = 0.0
         self.move: Move | None = None
+        self.pace: Pace | None = None
         self.flow: Flow | None = None
         self.job: Job | None = None  # where engines have parts of the policy
         self.silent = False  # its next join is the end of a rolled-back migration: no event
@@ -123,6 +125,7 @@ class World:
         self.sample_s = 0.0
         self.tick_s = 0.0
         self.pending_injected = 0
+        self.paced = False  # watch the deadlines of tokens
 
         n = len(arrival_s)
         blank = array("d", [nan]) * n
@@ -133,6 +136,7 @@ class World:
         self.first_token_s = array("d", blank)
         self.decode_start_s = array("d", blank)
         self.finish_s = array("d", blank)
+        self.lateness_s = array("d", blank)
         self.emitted = array("q", [0]) * n
         self.prefill_instance = array("i", nowhere)
         self.decode_instance = array("i", nowhere)
@@ -261,6 +265,9 @@ class World:
             return
         flight = Flight(i, prompt, output)
         self.flights[i] = flight
+        if self.paced:
+            slo = self.slos[self.slo_class[i]]
+            flight.pace = Pace(self.now + slo.ttft_s, slo.tpot_s, prompt)
         if self.equipped:
             kind = self.slo_class[i]
             flight.job = Job(i, prompt, self.slos[kind], kind, self.now)
@@ -341,6 +348,8 @@ class World:
             self.prefill_start_s[i] = seq.started_s
         self.outcome[i] = 1
         self.finish_s[i] = now
+        if flight.pace is not None:
+            self.lateness_s[i] = flight.pace.late_s
         generated = flight.final_tokens - flight.prompt
         self.emitted[i] = generated
         del self.flights[i]
@@ -490,6 +499,7 @@ class World:
         hashes = self.hashes[request] if self.hashes else ()
         seq = Seq(request, kind, flight.prompt + flight.generated, flight.final_tokens, hashes)
         seq.job = flight.job
+        seq.pace = flight.pace
         seq.last_token_s = flight.last_token_s
         flight.silent = False
         flight.engine = instance
@@ -506,6 +516,7 @@ class World:
         else:
             seq = Seq(action.request, PULL, flight.prompt + flight.generated, flight.final_tokens)
             seq.job = flight.job
+            seq.pace = flight.pace
             seq.last_token_s = flight.last_token_s
             engine.submit(seq, self.now)
         self.arm(engine)

@@ -6,6 +6,8 @@
     {"arrival_s":0.0,"prompt_tokens":374,"output_tokens":44,"slo_class":"chat"}
     {"arrival_s":0.25,"prompt_tokens":1024,"output_tokens":9,"slo_class":"chat","prefix":[17,18]}
 
+The first line may name targets of its classes, ``"class_slos":{"chat":{"ttft_s":0.5,"tpot_s":0.04}}``; null is none.
+
 Line-wise, so that a gateway can append while it runs and a crash costs at most the last line; text, so that a user can
 grep it. Numbers are written in the shortest form that reads back to the same float64.
 """
@@ -14,7 +16,9 @@ from __future__ import annotations
 
 import gzip
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, BinaryIO, cast
@@ -23,6 +27,7 @@ import msgspec
 import numpy as np
 
 from penstock.core.errors import PenstockError
+from penstock.core.types import Slo
 from penstock.workload.assemble import OnZero, assemble
 from penstock.workload.files import read_bytes, row_error
 from penstock.workload.jsonlines import decode_rows, ragged, reason
@@ -41,6 +46,22 @@ _Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 _Hash = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
+class Targets(msgspec.Struct, forbid_unknown_fields=True):
+    """An SLO as JSON can hold it: seconds, None for no target."""
+
+    ttft_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    tpot_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
+
+    @classmethod
+    def of(cls, slo: Slo) -> Targets:
+        """From the form that the rest of the program holds."""
+        return cls(*(x if math.isfinite(x) else None for x in (slo.ttft_s, slo.tpot_s)))
+
+    def slo(self) -> Slo:
+        """The inverse of :meth:`of`."""
+        return Slo(*(math.inf if x is None else x for x in (self.ttft_s, self.tpot_s)))
+
+
 class Header(msgspec.Struct, omit_defaults=True):
     """First line of a recording. ``requests`` is absent where the writer did not know the count in advance."""
 
@@ -52,6 +73,7 @@ class Header(msgspec.Struct, omit_defaults=True):
     requests: int | None = None
     source: str | None = None
     notes: list[str] = []
+    class_slos: dict[str, Targets] = {}
 
 
 class Row(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
@@ -88,6 +110,7 @@ class RecordingWriter:
         requests: int | None = None,
         source: str | None = None,
         notes: Sequence[str] = (),
+        class_slos: Mapping[str, Slo] | None = None,
     ) -> None:
         try:
             # filename="" and mtime=0 keep the bytes of equal recordings equal.
@@ -99,7 +122,8 @@ class RecordingWriter:
         self._file = file if gz is None else cast("BinaryIO", gz)
         self._classes = frozenset(class_names)
         self._encoder = msgspec.json.Encoder()
-        header = Header(FORMAT, VERSION, UNITS, list(class_names), block_tokens, requests, source, list(notes))
+        own = {name: Targets.of(slo) for name, slo in (class_slos or {}).items()}
+        header = Header(FORMAT, VERSION, UNITS, list(class_names), block_tokens, requests, source, list(notes), own)
         self._line(header)
 
     def write(self, row: Row) -> None:
@@ -149,6 +173,7 @@ def write_recording(trace: Trace, path: Path | str) -> None:
         requests=len(trace),
         source=trace.source,
         notes=trace.notes,
+        class_slos=trace.class_slos,
     ) as writer:
         for i, (arrival_s, prompt, output, slo_class) in enumerate(zip(*columns, classes, strict=True)):
             writer.write(Row(arrival_s, prompt, output, slo_class, [] if hashes is None else hashes[i]))
@@ -186,7 +211,7 @@ def read_recording(path: Path | str, *, on_zero: OnZero = "skip") -> Trace:
             raise row_error(path, int(line), f'slo_class "{row.slo_class}" is not in the header ({known})')
         if row.prefix and header.block_tokens is None:
             raise row_error(path, int(line), "prefix hashes, but the header has no block_tokens", "fix the header")
-    return assemble(
+    trace = assemble(
         path,
         np.array([row.arrival_s for row in rows], np.float64),
         np.array([row.prompt_tokens for row in rows], np.int64),
@@ -199,6 +224,8 @@ def read_recording(path: Path | str, *, on_zero: OnZero = "skip") -> Trace:
         source=header.source,
         notes=tuple(notes),
     )
+    own = {name: targets.slo() for name, targets in header.class_slos.items() if name in index}
+    return replace(trace, class_slos=own) if own else trace
 
 
 def _header(path: Path, line: bytes) -> Header:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from penstock.core.errors import PenstockError
+from penstock.core.types import Slo
 from penstock.workload.arrivals import Phase, check_rate, gamma_arrivals, phased_arrivals
 from penstock.workload.lengths import (
     PROBLEMS,
@@ -20,6 +21,7 @@ from penstock.workload.lengths import (
     length_profile,
     lengths_of,
 )
+from penstock.workload.mix import MULTI_CLASS, MixedLengths
 from penstock.workload.trace import Trace
 
 
@@ -58,7 +60,11 @@ THREE_PHASE = Workload(
     ),
 )
 
-WORKLOADS = (*PROFILES, PROBLEMS, THREE_PHASE.name)
+#: Several SLO classes with lengths and targets of their own.
+MULTI = Workload("multi-class", (WorkloadPhase(MULTI_CLASS),))
+
+_WHOLE = {load.name: load for load in (THREE_PHASE, MULTI)}
+WORKLOADS = (*PROFILES, PROBLEMS, *_WHOLE)
 
 
 _PHASE = re.compile(r"(?P<lengths>[^@]+)@(?P<duration>[\d.]+)s?(?:x(?P<factor>[\d.]+))?$")
@@ -76,8 +82,8 @@ def workload(name: str) -> Workload:
     PenstockError
         For an unknown name (the known ones are listed), or numbers out of range.
     """
-    if name == THREE_PHASE.name:
-        return THREE_PHASE
+    if name in _WHOLE:
+        return _WHOLE[name]
     try:
         if "@" not in name:
             return Workload(name, (WorkloadPhase(length_profile(name)),))
@@ -128,7 +134,8 @@ def synthesize(
         Length of the trace in time, instead of or besides ``n`` (whichever ends first). Phases are repeated to fill it.
         With neither, phases run once; a workload of a single endless phase needs one of the two.
     classes : dict, optional
-        Share of each SLO class, drawn independently per request; ``{"default": 1}`` where None.
+        Share of each SLO class, drawn independently per request. Where None, the workload's own classes (of
+        ``multi-class``), else ``{"default": 1}``.
 
     Returns
     -------
@@ -163,11 +170,18 @@ def synthesize(
         parts = [(phase.lengths, count) for phase, count in zip(phases, counts, strict=True)]
     prompts: list[str] = []
     pairs = []
+    names: tuple[str, ...] = ("default",)
+    own: dict[str, Slo] = {}
+    slo_class = np.zeros(len(arrival_s), np.int16)
     for lengths, count in parts:
         if isinstance(lengths, ProblemLengths):
             problems = lengths.problems(count, length_rng)
             prompts += [problem.prompt for problem in problems]
             pairs.append(lengths_of(problems))
+        elif isinstance(lengths, MixedLengths) and len(load.phases) == 1:
+            prompt, output, slo_class = lengths.sample_classes(count, length_rng)
+            names, own = lengths.names, lengths.slos
+            pairs.append((prompt, output))
         else:
             pairs.append(lengths.sample(count, length_rng))
     end = len(arrival_s) if n is None else min(n, len(arrival_s))
@@ -178,7 +192,9 @@ def synthesize(
         arrival_s=arrival_s[:end] - arrival_s[0],
         prompt_tokens=np.concatenate([prompt for prompt, _ in pairs])[:end],
         output_tokens=np.concatenate([output for _, output in pairs])[:end],
-        slo_class=np.zeros(end, np.int16),
+        slo_class=slo_class[:end],
+        class_names=names,
+        class_slos=own,
         # Of some phases only would be of no use: whoever sends prompts needs them all.
         prompts=tuple(prompts[:end]) if len(prompts) == sum(count for _, count in parts) else None,
         source=source,
@@ -199,7 +215,8 @@ def with_classes(trace: Trace, shares: dict[str, float], rng: np.random.Generato
         raise PenstockError(f"class shares {shares}", "give shares of 0 or more with a positive sum")
     cdf = np.cumsum(weights) / weights.sum()
     index = np.minimum(np.searchsorted(cdf, rng.random(len(trace)), side="right"), len(weights) - 1)
-    return replace(trace, slo_class=index.astype(np.int16), class_names=tuple(shares))
+    kept = {name: slo for name, slo in trace.class_slos.items() if name in shares}
+    return replace(trace, slo_class=index.astype(np.int16), class_names=tuple(shares), class_slos=kept)
 
 
 def _phase(phase: WorkloadPhase, rate_rps: float, cv: float) -> Phase:

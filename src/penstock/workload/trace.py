@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.core.errors import PenstockError
+from penstock.core.types import Slo
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -49,6 +50,8 @@ class Trace:
         At least 1 each.
     slo_class : int16[n]
         Index into ``class_names``.
+    class_slos : dict of class name to Slo
+        Targets that the source gives some of its classes; who runs the trace may give others.
     prefixes : PrefixHashes or None
         Where the source has prefix hashes.
     prompts : tuple of str, or None
@@ -68,6 +71,7 @@ class Trace:
     prompts: tuple[str, ...] | None = None
     source: str = ""
     notes: tuple[str, ...] = field(default=())
+    class_slos: dict[str, Slo] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.arrival_s)

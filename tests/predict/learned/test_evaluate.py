@@ -57,6 +57,24 @@ def test_means_by_class(found: Evaluation) -> None:
     assert ours.us_1 > ours.us_32 > 0.0
 
 
+def test_the_simulated_predictor_can_be_made_as_wrong() -> None:
+    """Errors drawn from the simulated predictor itself give its two numbers back."""
+    from penstock.predict.learned.noise import fit_noise, relative_error
+    from penstock.predict.simulated import NoisyOracle
+
+    assert relative_error(0.642) == pytest.approx(18256 / 31000, rel=1e-3)  # STAR's first prediction
+    oracle = NoisyOracle(0, 0.5, 700.0)
+    rows = [(r, length - t, t) for r, length in enumerate(range(100, 3100, 10)) for t in range(0, length, 20)]
+    truth, generated = (np.array([row[i] for row in rows], np.float64) for i in (1, 2))
+    errors = np.abs(np.array([oracle.remaining(*row) for row in rows]) - truth)
+    begins = np.array([0, 20, 100, 200, 500, 1000, 2000, 2990])
+    found = fit_noise(errors, truth, generated, np.searchsorted(begins, generated, side="right") - 1, 9)
+    assert found.sigma_first == pytest.approx(0.5, rel=0.1)
+    assert found.halving_tokens == pytest.approx(700, rel=0.2)
+    assert found.by_generated[8] is None
+    assert found.by_generated[0] == pytest.approx(errors[generated < 20].mean(), rel=0.1)
+
+
 def test_the_longest_are_followed_to_where_all_of_them_are(found: Evaluation) -> None:
     assert (found.longest_from, found.longest_requests) == (1014, 2)
     assert found.longest_at[0] == 0 and found.longest_at[-1] < 1014

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.core.types import Slo
 from penstock.live.load.openloop import OpenLoop
 from penstock.live.load.stream import Gaps, Stream
 from penstock.report.metrics import spread
@@ -46,7 +47,9 @@ class ClientFigures(msgspec.Struct, frozen=True):
     held_max_s: float
 
 
-def as_result(trace: Trace, loop: OpenLoop, end_s: float, name: str) -> SimResult:
+def as_result(
+    trace: Trace, loop: OpenLoop, end_s: float, name: str, deadlines: Mapping[str, Slo] | None = None
+) -> SimResult:
     """The replay as a run without instances (:func:`penstock.report.metrics.summarize` takes it).
 
     Arrivals are when requests were due; under a concurrency limit, when they got a place. Prompt lengths are the
@@ -58,6 +61,8 @@ def as_result(trace: Trace, loop: OpenLoop, end_s: float, name: str) -> SimResul
         ``perf_counter`` time at which the run ended.
     name : str
         Stands where a simulation has its policy.
+    deadlines : mapping of class name to Slo, optional
+        Targets of the classes, where tokens have deadlines: those that the replay was given.
 
     Raises
     ------
@@ -90,6 +95,7 @@ def as_result(trace: Trace, loop: OpenLoop, end_s: float, name: str) -> SimResul
             decode_instance=nowhere,
             preemptions=np.zeros(n, np.int32),
             migrations=np.zeros(n, np.int32),
+            lateness_s=None if deadlines is None else _lateness_s(sent, loop, outcome, deadlines),
         ),
         gaps=token_gaps(loop.gaps),
         migrations=_no_migrations(),
@@ -102,6 +108,13 @@ def as_result(trace: Trace, loop: OpenLoop, end_s: float, name: str) -> SimResul
         reject_reasons=dict(Counter(s.error for s in streams if s.error is not None and s.status in REFUSALS)),
         failed_migrations={},
     )
+
+
+def _lateness_s(sent: Trace, loop: OpenLoop, outcome: NDArray[np.int8], deadlines: Mapping[str, Slo]) -> F64:
+    """As :class:`RequestColumns` has it: the most that a token after the first came after its deadline."""
+    ttft = np.array([deadlines[name].ttft_s for name in sent.class_names])[sent.slo_class]
+    late = _column(loop.streams, "latest_s") - loop.start_s - sent.arrival_s - ttft
+    return np.where(outcome == Outcome.FINISHED, late, np.nan)
 
 
 def client_figures(loop: OpenLoop, cpu_s: float) -> ClientFigures:

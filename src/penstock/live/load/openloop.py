@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
 
 from penstock.live.http.client import HttpClient
@@ -34,6 +34,8 @@ class OpenLoop:
         A request that takes longer, from its sending to its end, fails with ``timeout``.
     progress : callable, optional
         Called with the number of requests that ended, about ten times a second.
+    tpot_s : sequence of float, optional
+        Seconds a token that each request's deadlines allow; nobody looks at deadlines without.
 
     Attributes
     ----------
@@ -60,6 +62,7 @@ class OpenLoop:
         concurrency: int = 0,
         timeout_s: float = float("inf"),
         progress: Callable[[int], None] | None = None,
+        tpot_s: Sequence[float] = (),
     ) -> None:
         self._client = client
         self._at = at
@@ -67,6 +70,7 @@ class OpenLoop:
         self.wanted: list[int] = trace.output_tokens.tolist()
         self._bodies = bodies
         self._concurrency = concurrency
+        self._tpot_s = tpot_s
         self._timeout_s = timeout_s
         self._progress = progress
         self._ready: deque[bytes] = deque()
@@ -136,6 +140,8 @@ class OpenLoop:
             self.delayed += 1
             self.delay_s = max(self.delay_s, now - self.start_s - due)
             due = now - self.start_s
+        if self._tpot_s:
+            stream.tpot_s = self._tpot_s[i]
         self.streams.append(stream)
         self.due_s.append(due)
         self._flying += 1

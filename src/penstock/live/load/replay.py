@@ -39,6 +39,7 @@ class Plan:
 
     ``form`` None means token ids where the server takes them. ``fresh`` makes prompts that no earlier run sent; equal
     seeds send equal prompts otherwise. ``slos`` are sent along where given. ``concurrency`` 0 is no limit.
+    ``deadlines`` are targets of the classes, where tokens have deadlines.
     """
 
     at: Endpoint
@@ -54,6 +55,7 @@ class Plan:
     concurrency: int = 0
     timeout_s: float = 600.0
     warm_up: int = 1
+    deadlines: Mapping[str, Slo] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,9 @@ async def replay(plan: Plan, progress: Callable[[int, int], None] | None = None)
             await _warm_up(OpenLoop(client, plan.at, some, bodies(some, WARM_UP_SALT), WARM_UP_AT_ONCE, plan.timeout_s))
         n = len(trace)
         tell = None if progress is None else lambda done: progress(done, n)
-        loop = OpenLoop(client, plan.at, trace, bodies(trace, 0), plan.concurrency, plan.timeout_s, tell)
+        loop = OpenLoop(
+            client, plan.at, trace, bodies(trace, 0), plan.concurrency, plan.timeout_s, tell, _pace(plan, trace)
+        )
         cpu_s = process_time()
         with _no_collection():
             interrupted = await _until_done_or_interrupted(loop)
@@ -116,6 +120,14 @@ async def replay(plan: Plan, progress: Callable[[int, int], None] | None = None)
         return Replay(loop, trace, served, dialect, end_s, cpu_s, interrupted, tuple(notes))
     finally:
         await client.close()
+
+
+def _pace(plan: Plan, trace: Trace) -> list[float]:
+    """Seconds a token that each request's deadlines allow; empty where there are none."""
+    if plan.deadlines is None:
+        return []
+    of_class = [plan.deadlines[name].tpot_s for name in trace.class_names]
+    return [of_class[i] for i in trace.slo_class.tolist()]
 
 
 def fitting(trace: Trace, max_model_len: int | None) -> tuple[Trace, list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
+from math import inf
 from time import perf_counter
 
 import msgspec
@@ -47,6 +48,10 @@ class Stream:
         Kind of failure ("HTTP 429", "timeout", ...); ``detail`` is what the server said. None while all is well.
     longest_s : float
         The longest gap between two tokens.
+    tpot_s : float
+        Seconds a token, by which ``latest_s`` counts; inf (nobody looks) unless it is set before the first token.
+    latest_s : float
+        The most of ``time of token i - i tpot_s`` over the tokens after the first (i from 0): -inf if none.
     ended : bool
         Nothing more will come.
     """
@@ -66,10 +71,12 @@ class Stream:
         "first_s",
         "index",
         "last_s",
+        "latest_s",
         "longest_s",
         "prompt_tokens",
         "sent_s",
         "status",
+        "tpot_s",
     )
 
     def __init__(self, index: int, gaps: Gaps, on_end: Callable[[Stream], None]) -> None:
@@ -83,6 +90,8 @@ class Stream:
         self.error: str | None = None
         self.detail = ""
         self.longest_s = 0.0
+        self.tpot_s = inf
+        self.latest_s = -inf
         self.ended = False
         self._gaps = gaps
         self._on_end = on_end
@@ -167,8 +176,13 @@ class Stream:
             self._gaps.seconds.append(gap)
             if gap > self.longest_s:
                 self.longest_s = gap
+            late = now - self.emitted * self.tpot_s
+            if late > self.latest_s:  # of tokens that come together the first is the latest
+                self.latest_s = late
         else:
             self.first_s = now
+            if count > 1:
+                self.latest_s = now - self.tpot_s
         self._gaps.zeros += count - 1
         self.emitted += count
         self.last_s = now

@@ -65,8 +65,8 @@ class Handoff(Move):
     async def _stages(self) -> None:
         session = self.session
         self._gather()
-        await self._prepare()
         await self._gathered()
+        await self._prepare()  # last: what is decoded after it is left for the final pull
         link, segment = self.source.link, session.segment
         if link is None or segment is None:
             self._rolled_back("the source's plugin has gone")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from penstock.core.errors import PenstockError
 from penstock.predict.learned.baselines.base import Method
 from penstock.predict.learned.head import Head
+from penstock.predict.learned.noise import Noise, fit_noise
 from penstock.predict.learned.samples import Part, Samples
 from penstock.workload.trace import F64
 
@@ -83,6 +84,7 @@ class Evaluation(msgspec.Struct, frozen=True):
     """``generated_from`` and ``remaining_from``: where classes begin, with the number of predictions in each.
     ``longest_at``: tokens generated at which ``Scores.longest`` looks, after the first the middles of stretches; it is
     of the ``longest_requests`` whose output has at least ``longest_from`` tokens, all of them at every point.
+    ``noise``: the simulated predictor that errs as the first of ``scores`` does.
     """
 
     schema: str
@@ -102,6 +104,7 @@ class Evaluation(msgspec.Struct, frozen=True):
     longest_at: list[int]
     scores: list[Scores]
     coverage: list[Coverage]
+    noise: Noise
     claims: list[Claim]
 
 
@@ -155,6 +158,7 @@ def evaluate(
         longest_at=cut.points,
         scores=scores,
         coverage=_coverage(head, test, cut),
+        noise=_noise(methods[0], test, cut),
         claims=_claims(scores, sums, test, cut),
     )
 
@@ -257,6 +261,12 @@ def time_us(method: Method, test: Samples, batch: int) -> float:
         method.predict(asked)
         spent.append(time.perf_counter() - began)
     return float(np.median(spent)) / batch * 1e6
+
+
+def _noise(method: Method, test: Samples, cut: _Cut) -> Noise:
+    truth, generated = test.remaining.astype(np.float64), test.generated.astype(np.float64)
+    errors = np.abs(method.predict(test) - truth)
+    return fit_noise(errors, truth, generated, cut.by_generated, len(cut.generated_from))
 
 
 def _coverage(head: Head, test: Samples, cut: _Cut) -> list[Coverage]:

@@ -1,0 +1,213 @@
+"""``auto``, the default: every instance does both phases at the pace its tenants' SLOs allow, fed from one queue.
+
+Ours, from parts whose ideas are others':
+
+* **One queue, late binding** (``doors.py``). Requests wait with the controller. Who can still be on time is served
+  first, as many of them as possible (Moore and Hodgson); who cannot is served when nobody else waits, and refused after
+  a while. So overload costs the requests that would have missed their SLO anyway, and the dearest of the others.
+* **Chunks at the pace of the tightest TPOT** (``pace.py``; Sarathi, PolyServe). With that a decode does not notice the
+  prompts beside it, and a step reads the weights once for both phases; no role has to follow the load, because every
+  instance has both.
+* **Admission by outlook** (``outlook.py``; ARES's horizon, LightLLM's survival curve). A request goes only where the
+  expected KV, now and over the horizon, keeps a pure decode step within the tightest TPOT and fits in memory: who is
+  being served stays within its SLO.
+* **Class-aware placement** (``tenants.py``; PolyServe's tiers, without fixed borders). Of the instances that would do,
+  those with tenants of the same TPOT come first, so that one tight tenant does not slow the prompts of many loose ones.
+* **Rescheduling by predicted length** (``ares.py``): running decodes move where that evens the loads, now and later.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any
+
+import numpy as np
+
+from penstock.core.types import Slo
+from penstock.policy.ares import AresRescheduler, Horizon
+from penstock.policy.doors import Doors, Lag
+from penstock.policy.latency import BatchFit
+from penstock.policy.options import Option, OptionValue, number
+from penstock.policy.outlook import Outlook
+from penstock.policy.pace import Pace, PacedEngines
+from penstock.policy.parts import Beliefs, Choice, Move, Policy, PrefillPlacement, Running
+from penstock.policy.tenants import Tenants
+from penstock.policy.view import ClusterView, RequestRecord
+from penstock.predict.remaining import History, Observed
+
+AUTO_OPTIONS = (
+    Option(
+        "pace", 0.95, "share of the tightest TPOT that a step with prompts may take; 0 = chunks of any size", low=0.0
+    ),
+    Option("room", 1.0, "share of the tightest TPOT that a pure decode step may come to take", low=0.1),
+    Option("ahead", 1.0, "chunks waiting on an instance beyond which it is sent no more", low=0.0),
+    Option("horizon", 2048.0, "decode steps looked ahead for room and balance; 0 = now only", low=0.0),
+    Option("points", 8.0, "samples of the horizon after now", low=1.0, high=64.0),
+    Option("decay", 0.5, "weight of each sample over the one before, for balance", low=0.0, high=1.0),
+    Option("reserve", 0.03, "share of the KV cache that dispatch leaves free", low=0.0, high=1.0),
+    Option("tiers", 0.5, "how much placement prefers tenants of the same TPOT (per factor e between them)", low=0.0),
+    Option("sort", 1.0, "1 = serve as many as possible on time, 0 = first come first served", low=0.0, high=1.0),
+    Option("deviations", 2.0, "mean deviations of the learnt lag that a request must have left to be on time", low=0.0),
+    Option("patience", 30.0, "seconds after its TTFT target when a request that is late is refused", low=0.0),
+    Option("rescheduling", 1.0, "1 = running decodes move, 0 = they stay", low=0.0, high=1.0),
+    Option("interval", 0.5, "seconds between ticks", low=0.001),
+)
+
+
+class AutoPlacement(PrefillPlacement):
+    """The open instance with the most room, tenants of the same TPOT first; nobody open: wait.
+
+    An instance is open to a request if it has less than ``ahead`` chunks of prompts waiting and, with the request, its
+    expected KV stays within what memory and the tightest TPOT there allow at every point of the horizon. An empty
+    instance is open to everybody.
+    """
+
+    def __init__(
+        self,
+        beliefs: Beliefs,
+        pace: Pace,
+        tenants: Tenants,
+        outlook: Outlook,
+        lag: Lag,
+        room: float,
+        ahead: float,
+        tiers: float,
+        reserve: float,
+    ) -> None:
+        self.beliefs = beliefs
+        self.pace = pace
+        self.tenants = tenants
+        self.outlook = outlook
+        self.lag = lag
+        self.room = room
+        self.ahead = ahead
+        self.tiers = tiers
+        self.reserve = reserve
+        self.step = BatchFit(beliefs)
+        self.unpaced_rate = pace.most / max(beliefs.prefill_s(pace.most), 1e-9)
+        self._alone_s: dict[int, float] = {}
+
+    # -- what the waiting room asks ---------------------------------------------------------------------------------
+
+    def open_rate(self, view: ClusterView) -> float:
+        """See :class:`penstock.policy.doors.Capacity`."""
+        rate = 0.0
+        anybody = False
+        for i in view.mixed.tolist():
+            chunk, tightest = self._chunk(i, view), self.tenants.tightest_s(i)
+            paced = chunk < self.pace.most and tightest < inf
+            rate += min(chunk / (tightest * self.pace.share), self.unpaced_rate) if paced else self.unpaced_rate
+            anybody = anybody or view.prefill_tokens[i] <= self.ahead * chunk
+        return rate if anybody else 0.0
+
+    def alone_s(self, tokens: int) -> float:
+        """See :class:`penstock.policy.doors.Capacity`."""
+        found = self._alone_s.get(tokens)
+        if found is None:
+            found = self.beliefs.prefill_s(tokens)
+            self._alone_s[tokens] = found
+        return found
+
+    # -- the decision -----------------------------------------------------------------------------------------------
+
+    def place(self, request: RequestRecord, view: ClusterView, now_s: float) -> Choice:
+        """See :class:`PrefillPlacement`."""
+        rows = view.mixed
+        tokens = request.context_tokens()
+        rows = rows[view.capacity_tokens[rows] >= tokens] if len(rows) > 0 else rows
+        if len(rows) == 0:
+            return Choice(int(view.mixed[0]) if len(view.mixed) > 0 else -1, False)
+        own = self.outlook.of(tokens)
+        here = [self.tenants.tightest_s(i) for i in rows.tolist()]
+        batch = view.running[rows] + view.prefill_requests[rows] + 1.0
+        limit = self._most_tokens(np.minimum(here, request.slo.tpot_s), batch, rows, view)
+        peak = (self.outlook.of_instances(rows, view.size) + own[:, None]).max(axis=0)
+        queued = view.prefill_tokens[rows]
+        chunk = np.array([self._chunk(i, view) for i in rows.tolist()], np.float64)
+        fits = (queued <= self.ahead * chunk) & (batch <= view.max_running[rows])
+        fits &= (peak <= limit) | (batch <= 1.0)
+        if not fits.any():
+            return Choice.wait()
+        score = peak / np.maximum(limit, 1.0) + queued / np.maximum(chunk, 1.0) + self._mismatch(here, request.slo)
+        best = int(rows[np.where(fits, score, np.inf).argmin()])
+        self.tenants.move_in(request, best)
+        self.outlook.send(request, best, own)
+        self.lag.send(request.request, now_s, self.alone_s(tokens))
+        return Choice(best)
+
+    def _chunk(self, i: int, view: ClusterView) -> int:
+        """The chunk that instance ``i`` may take now."""
+        return self.pace.chunk(int(view.running[i]), int(view.running_tokens[i]), 0, self.tenants.tightest_s(i))
+
+    def _most_tokens(self, tightest_s: Any, batch: Any, rows: Any, view: ClusterView) -> Any:
+        """KV tokens up to which a pure decode step of ``batch`` stays within the target and memory, float64[k]."""
+        step = self.step
+        by_memory = (1.0 - self.reserve) * view.capacity_tokens[rows]
+        if step.c2 <= 0.0:
+            return by_memory
+        by_pace = (self.room * tightest_s / view.slow[rows] - step.c0 - step.c1 * batch) / step.c2
+        return np.minimum(by_pace, by_memory)
+
+    def _mismatch(self, here: list[float], slo: Slo) -> Any:
+        """How far the tenants' TPOT lies from the request's, float64[k]; 0 where there is none."""
+        if self.tiers == 0.0 or slo.tpot_s == inf:
+            return np.zeros(len(here))
+        there = np.array([slo.tpot_s if tpot_s == inf else tpot_s for tpot_s in here])
+        return self.tiers * np.abs(np.log(there / slo.tpot_s))
+
+
+class AutoRescheduler(AresRescheduler):
+    """ARES's moves; each tick also brings the outlook up to date. ``moving`` False: the outlook only."""
+
+    def __init__(
+        self,
+        outlook: Outlook,
+        moving: bool,
+        beliefs: Beliefs,
+        horizon: Horizon,
+        interval_s: float,
+    ) -> None:
+        super().__init__(beliefs, horizon, outlook.predictor, interval_s=interval_s)
+        self.outlook = outlook
+        self.moving = moving
+
+    def moves(self, running: Running, view: ClusterView, now_s: float) -> list[Move]:
+        """See :class:`Rescheduler`."""
+        self.outlook.look(running, view)
+        return super().moves(running, view, now_s) if self.moving else []
+
+
+def auto(beliefs: Beliefs, slo: Slo, options: dict[str, OptionValue]) -> Policy:
+    """Build ``auto``."""
+    history = History()
+    tenants = Tenants()
+    pace = Pace(beliefs, number(options, "pace"))
+    steps, points = number(options, "horizon"), int(number(options, "points"))
+    outlook = Outlook(Observed(history), history, steps, points)
+    lag = Lag(number(options, "deviations"))
+    placement = AutoPlacement(
+        beliefs,
+        pace,
+        tenants,
+        outlook,
+        lag,
+        room=number(options, "room"),
+        ahead=number(options, "ahead"),
+        tiers=number(options, "tiers"),
+        reserve=number(options, "reserve"),
+    )
+    rescheduler = AutoRescheduler(
+        outlook,
+        number(options, "rescheduling") > 0.0,
+        beliefs,
+        Horizon(steps, points, number(options, "decay")),
+        number(options, "interval"),
+    )
+    return Policy(
+        "auto",
+        placement,
+        rescheduler=rescheduler,
+        room=Doors(placement, lag, number(options, "patience"), number(options, "sort") > 0.0),
+        observers=(tenants, outlook, lag),
+        engine=PacedEngines(pace, tenants),
+    )
