@@ -36,7 +36,7 @@ $(STAMPS)/core: $(CORE) scripts/compile_core.py $(STAMPS)/run
 # instance has room for four requests of full length. At this rate policies that only place part from those that move.
 demo: setup  ## compare policies on a reasoning workload; ends with a table and a report
 	@mkdir -p $(DEMO)
-	$(BIN)/penstock compare --policies round-robin,least-kv,llumnix,ares --synthetic reasoning --rate 0.6 \
+	$(BIN)/penstock compare --policies round-robin,least-kv,llumnix,ares,auto --synthetic reasoning --rate 0.6 \
 		--requests 1500 --model qwen2.5-7b --hardware h100 --kv-blocks 8192 --prefill 2 --decode 6 \
 		--ttft 5s --tpot 12.5ms \
 		--json $(DEMO)/compare.json --report $(DEMO)/report.html

@@ -36,7 +36,7 @@ WORKLOADS = {
     "code": "azure-code",
     "chat": "sharegpt",
     "long prompts": "4000-20000/100-600",
-    "phases": "3000-9000/20-60@30x1,200-800/200-600@30x2",
+    "phases": "3000-9000/20-60@10x1,200-800/200-600@10x2",
 }
 PUBLISHED: dict[str, float | str] = {"join": "free", "margin": 1.0}
 Spoil = Callable[[ClusterSpec], ClusterSpec]

@@ -1,6 +1,6 @@
 """Kairos at its published shape: one prefill and one decode instance, a long-context mix, rates across the knee.
 
-Usage: python benchmarks/kairos.py {rates,parts,gaps,steps} [--seeds 3] [--rates 2.5,3.0,...] [--jobs 2]
+Usage: python benchmarks/kairos.py {rates,parts,gaps,steps} [--seeds 3] [--rates 4,4.5,...] [--jobs 2]
 
 ``rates``: attainment by rate against FCFS. ``parts``: the two mechanisms and their readings apart. ``gaps``: what a
 client sees with and without a pacing buffer. ``steps``: the step times behind it.
@@ -51,7 +51,7 @@ MODEL = ModelSpec(
     expert_intermediate=1536,
 )
 TP, SLO, REQUESTS = 4, Slo(ttft_s=8.0, tpot_s=0.05), 1000
-RATES = (2.0, 2.5, 3.0, 3.25, 3.5, 3.75, 4.0)
+RATES = (2.0, 3.0, 3.5, 4.0, 4.25, 4.5, 5.0)
 PROMPT_MEDIAN, PROMPT_SIGMA, PROMPT_MOST = 4000.0, 1.3, 96_000
 OUTPUT_MEDIAN, OUTPUT_SIGMA, OUTPUT_MOST = 500.0, 1.0, 8_000
 Options = dict[str, OptionValue]
@@ -152,6 +152,8 @@ PARTS: dict[str, tuple[str, Options]] = {
     "arrival, late last": ("kairos", {"subset": "off", "order": "arrival"}),
     "decode subset only": ("kairos", {"order": "off"}),
     "kairos": ("kairos", {}),
+    "kairos, fastest subset": ("kairos", {"subset": "fastest"}),
+    "the same, 2 s in reserve": ("kairos", {"subset": "fastest", "reserve": 2.0}),
 }
 
 

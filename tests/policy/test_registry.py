@@ -31,6 +31,7 @@ def test_options_reach_the_parts() -> None:
 def test_predictors_the_world_must_have() -> None:
     wanted = {name: p.predictor for name, p in PRESETS.items() if p.predictor is not None}
     assert wanted == {
+        "auto": "noisy",
         "ares": "noisy",
         "ares-noisy": "noisy",
         "ares-oracle": "oracle",
@@ -93,6 +94,8 @@ SHARED = {
     "duet-static": "duet",
     "round-robin": "static",
     "least-kv": "static",
+    "lmetric": "polyserve",
+    "polyserve-mixed": "polyserve",
     "sjf": "length-order",
     "trail": "length-order",
 }

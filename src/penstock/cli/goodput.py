@@ -21,7 +21,7 @@ def goodput(
     setup: Setup,
     policies: Annotated[
         str, typer.Option("--policies", "--policy", help="One policy or several with commas between, or all.")
-    ] = "least-kv",
+    ] = "auto",
     goal: Annotated[float, typer.Option(help="Share of requests that must meet the SLO.")] = 0.9,
     tolerance: Annotated[float, typer.Option(help="Relative precision of the rate.")] = 0.02,
     set: Annotated[list[str] | None, typer.Option(help="Option, as ares.horizon=4096; repeat it.")] = None,

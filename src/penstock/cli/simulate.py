@@ -20,7 +20,7 @@ SCHEMA = "penstock.simulate/1"
 @takes_setup
 def simulate(
     setup: Setup,
-    policy: Annotated[str, typer.Option(help="Policy (penstock policies).")] = "least-kv",
+    policy: Annotated[str, typer.Option(help="Policy (penstock policies).")] = "auto",
     set: Annotated[list[str] | None, typer.Option(help="Option of the policy, as horizon=4096; repeat it.")] = None,
     json: JsonFile = None,
     report: ReportFile = None,

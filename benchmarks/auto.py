@@ -1,0 +1,83 @@
+"""What each part of ``auto`` is worth: its goodput without the part, per workload of the league.
+
+    python benchmarks/auto.py ablation --seed 1
+    python benchmarks/auto.py search --seed 0 --set room=0.9,room=1.1,pace=0.9
+
+Runs a quarter of the league's requests unless ``--whole``. Rates in requests/s; in brackets the ratio to ``auto``.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from penstock.experiment.build import run, with_policy
+from penstock.experiment.goodput import highest_rate
+from penstock.experiment.repeat import fan_out
+from penstock.experiment.setup import Setup
+from penstock.experiment.traffic import slos
+from penstock.league.entries import base_setup, chosen_entries
+from penstock.rank.clairvoyant import Fluid
+from penstock.report.metrics import Verdicts
+
+GOAL = 0.9
+PARTS: dict[str, dict[str, float | str]] = {
+    "auto": {},
+    "first come, first served": {"sort": 0.0},
+    "chunks of any size": {"pace": 0.0},
+    "admission by room now only": {"horizon": 0.0},
+    "no admission by outlook": {"room": 100.0},
+    "no preference among tenants": {"tiers": 0.0},
+    "no rescheduling": {"rescheduling": 0.0},
+}
+
+
+def goodput_of(setup: Setup, options: dict[str, float | str], start_rps: float, tolerance: float) -> float:
+    """The goodput of ``auto`` with these options, requests/s; 0 where the lowest rate tried misses the goal."""
+    mine = with_policy(setup, "auto", options)
+
+    def attainment(rate: float) -> float:
+        result = run(mine.at_rate(rate), sample=False)
+        return float(Verdicts(result, slos(mine, result.trace)).met.mean())
+
+    return highest_rate(attainment, start_rps, GOAL, tolerance, widest=16.0).rate_rps or 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("ablation", "search"))
+    parser.add_argument("--workloads", default="", help="names with commas; all where not given")
+    parser.add_argument("--set", default="", help="settings to search, as room=0.9,room=1.1")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=0)
+    parser.add_argument("--tolerance", type=float, default=0.03)
+    parser.add_argument("--whole", action="store_true", help="all of the league's requests")
+    a = parser.parse_args()
+    names = a.workloads.split(",") if a.workloads else None
+    setups = [entry.setup(base_setup(seed=a.seed), not a.whole) for entry in chosen_entries(names, None, False)]
+    rows = dict(PARTS)
+    if a.what == "search":
+        rows = {"auto": {}} | {one: dict([one.split("=", 1)]) for one in a.set.split(",") if one}
+    bounds = fan_out(bound_of, [(setup,) for setup in setups], a.jobs)
+    tasks = [
+        (setup, options, 0.8 * bound, a.tolerance)
+        for options in rows.values()
+        for setup, bound in zip(setups, bounds, strict=True)
+    ]
+    found = fan_out(goodput_of, tasks, a.jobs)
+    print("| | " + " | ".join(str(setup.workload.synthetic) for setup in setups) + " |")
+    print("|---|" + "---:|" * len(setups))
+    print("| bound | " + " | ".join(f"{bound:.3g}" for bound in bounds) + " |")
+    whole = found[: len(setups)]
+    for k, label in enumerate(rows):
+        mine = found[k * len(setups) : (k + 1) * len(setups)]
+        cells = [f"{x:.3g} ({x / max(w, 1e-9):.2f})" for x, w in zip(mine, whole, strict=True)]
+        print(f"| {label} | " + " | ".join(cells) + " |")
+
+
+def bound_of(setup: Setup) -> float:
+    """The clairvoyant bound, requests/s."""
+    return Fluid(setup).bound(GOAL).any_rps
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""The parts of ``auto``: the waiting room's order, chunks at a pace, tenants, the outlook, and all of it together."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from math import inf
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.core.events import Finished, InstanceDown, Load, MigrationDone, PrefillDone
+from penstock.core.types import Slo
+from penstock.experiment.build import run
+from penstock.experiment.setup import ClusterSetup, Setup, Target, WorkloadSetup
+from penstock.experiment.traffic import slos
+from penstock.perf.step import LinearStepModel
+from penstock.policy.doors import Lag, on_time
+from penstock.policy.outlook import Outlook
+from penstock.policy.pace import GRAIN, Pace
+from penstock.policy.parts import Beliefs
+from penstock.policy.tenants import Tenants
+from penstock.policy.view import ClusterView, RequestRecord
+from penstock.predict.remaining import History, Observed
+from penstock.report.metrics import RunMetrics, summarize
+
+LOAD = Load(0, 0, 0, 100, 0.0)
+
+
+def request(number: int, tokens: int, arrival_s: float = 0.0, slo: Slo | None = None) -> RequestRecord:
+    return RequestRecord(number, tokens, slo or Slo(1.0, 0.05), 0, (), arrival_s)
+
+
+# -- the order ----------------------------------------------------------------------------------------------------------
+
+
+def late(order: tuple[RequestRecord, ...] | list[RequestRecord], rate: float) -> int:
+    """How many of them, served one after the other, miss their TTFT."""
+    end, count = 0.0, 0
+    for record in order:
+        end += record.prompt_tokens / rate
+        count += end > record.arrival_s + record.slo.ttft_s + 1e-9
+    return count
+
+
+@given(st.lists(st.tuples(st.integers(1, 900), st.floats(0.0, 2.0)), min_size=1, max_size=7))
+def test_no_larger_set_could_be_on_time(jobs: list[tuple[int, float]]) -> None:
+    """Against every subset in order of deadline, which is the best order of a subset."""
+    records = [request(i, tokens, arrival) for i, (tokens, arrival) in enumerate(jobs)]
+    rate = 1000.0
+    chosen = on_time(records, rate, 0.0)
+    by_deadline = sorted(records, key=lambda r: (r.arrival_s + r.slo.ttft_s, r.request))
+    best = max(
+        size
+        for size in range(len(records) + 1)
+        if any(late(subset, rate) == 0 for subset in combinations(by_deadline, size))
+    )
+    assert late(chosen, rate) == 0
+    assert len(chosen) == best
+
+
+def test_the_dearest_is_put_off() -> None:
+    short = [request(i, 200) for i in range(4)]
+    assert [r.request for r in on_time([request(9, 900), *short], 1000.0, 0.0)] == [0, 1, 2, 3]
+
+
+def test_the_lag_is_learnt_from_dispatch_to_first_token() -> None:
+    lag, view = Lag(deviations=2.0, gain=0.5), ClusterView()
+    for i in range(40):
+        lag.send(i, float(i), 0.1)
+        lag.observe(PrefillDone(i, 0, LOAD), view, i + 0.1 + 0.05)
+    assert lag.mean_s == pytest.approx(0.05, rel=1e-6)
+    assert lag.safe_s() == pytest.approx(0.05, abs=1e-3)
+    lag.send(99, 0.0, 0.1)
+    lag.observe(PrefillDone(99, 0, LOAD), view, 0.35)
+    assert lag.safe_s() > 0.2  # one surprise widens the margin
+
+
+# -- the pace -----------------------------------------------------------------------------------------------------------
+
+
+def pace(share: float = 1.0) -> Pace:
+    step = LinearStepModel(0.005, 1e-4, 1e-8, 2e-5, 1e-10)
+    return Pace(Beliefs(step, 1.0, 1e9, max_batched_tokens=8192), share)
+
+
+@pytest.mark.parametrize("tpot_s", [0.015, 0.03, 0.1])
+def test_a_chunk_is_the_largest_that_keeps_the_target(tpot_s: float) -> None:
+    p = pace()
+    chunk = p.chunk(42, 4096 * 3 + 2048, 0, tpot_s)  # in the middle of the remembered cell
+    step = p.beliefs.step
+    assert chunk % GRAIN == 0
+    assert step.step_s(42, 4096 * 3 + 2048, [chunk], [0]) <= tpot_s
+    assert step.step_s(42, 4096 * 3 + 2048, [chunk + GRAIN], [0]) > tpot_s
+
+
+def test_chunks_without_a_target_and_without_room() -> None:
+    p = pace()
+    assert p.chunk(0, 0, 0, 0.01) == 8192
+    assert p.chunk(50, 1000, 0, inf) == 8192
+    assert p.chunk(250, 1000, 0, 0.01) == GRAIN  # even the decodes alone take longer: prompts must not starve
+    assert pace(0.0).chunk(50, 1000, 0, 0.01) == 8192
+
+
+# -- tenants and outlook --------------------------------------------------------------------------------------------
+
+
+def test_tenants_follow_their_requests() -> None:
+    tenants, view = Tenants(), ClusterView()
+    tight, loose = request(1, 10, slo=Slo(1.0, 0.02)), request(2, 10, slo=Slo(1.0, 0.1))
+    assert tenants.tightest_s(0) == inf
+    tenants.move_in(tight, 0)
+    tenants.move_in(loose, 0)
+    assert tenants.tightest_s(0) == 0.02
+    tenants.observe(MigrationDone(1, 0, 3, LOAD, LOAD), view, 0.0)
+    assert (tenants.tightest_s(0), tenants.tightest_s(3)) == (0.1, 0.02)
+    tenants.observe(Finished(2, 0, 5, LOAD), view, 0.0)
+    tenants.observe(InstanceDown(3, (1,), (4,)), view, 0.0)
+    assert (tenants.tightest_s(0), tenants.tightest_s(3)) == (inf, inf)
+
+
+def test_the_outlook_of_a_new_request_is_its_survival() -> None:
+    history = History(100)
+    for length in [10] * 50 + [90] * 50:
+        history.finished(length)
+    outlook = Outlook(Observed(history), history, 100.0, 2)
+    assert outlook.of(200.0).tolist() == [200.0, 250.0 * 0.5, 0.0]
+    own = outlook.of(200.0)
+    assert outlook.of_instances(np.array([1]), 3).tolist() == [[0.0], [0.0], [0.0]]
+    outlook.send(request(1, 200), 1, own)
+    assert outlook.of_instances(np.array([0, 1]), 3)[:, 1].tolist() == own.tolist()
+    assert outlook.of_instances(np.array([0]), 3).sum() == 0.0
+
+
+# -- all of it --------------------------------------------------------------------------------------------------------
+
+
+def played(policy: str, rate: float, workload: str = "azure-code", **options: float | str) -> RunMetrics:
+    setup = Setup(
+        policy=policy,
+        options=options,
+        workload=WorkloadSetup(synthetic=workload, requests=700, rate_rps=rate),
+        cluster=ClusterSetup(model="llama-3.1-8b", hardware="a100-80g", prefill=3, decode=1),
+        slo=Target(1.0, 0.04),
+    )
+    result = run(setup, sample=False)
+    return summarize(result, slos(setup, result.trace))
+
+
+def test_under_overload_most_are_on_time_and_nobody_is_forgotten() -> None:
+    mine, plain, sooner = played("auto", 40.0), played("least-kv", 40.0), played("auto", 40.0, sort=0)
+    assert mine.unfinished == 0 and mine.finished + mine.rejected == 700
+    assert mine.attainment > 0.75
+    assert mine.attainment > plain.attainment + 0.3
+    assert mine.attainment > sooner.attainment + 0.1
+
+
+def test_at_low_load_nobody_waits_or_is_refused() -> None:
+    mine = played("auto", 4.0)
+    assert mine.attainment > 0.97 and mine.rejected == 0
+
+
+def test_decodes_keep_their_pace_beside_prompts() -> None:
+    assert played("auto", 20.0).tpot_attainment > 0.97
+    assert played("auto", 20.0, pace=0).tpot_attainment < played("auto", 20.0).tpot_attainment
