@@ -73,7 +73,7 @@ def test_repeat_gives_every_figure_an_interval() -> None:
 
 def test_repeating_what_is_not_random_says_so(tmp_path: Path) -> None:
     ok("trace", "make", "512/64", tmp_path / "t.jsonl", "-n", "40", "-q")
-    result = ok("simulate", "--trace", tmp_path / "t.jsonl", "--repeat", "2", "-j", "1")
+    result = ok("simulate", "--trace", tmp_path / "t.jsonl", "--policy", "least-kv", "--repeat", "2", "-j", "1")
     assert "nothing is random" in result.stderr
     assert "nothing is random" not in ok("simulate", *SMALL, "--repeat", "2", "-j", "1").stderr
 
@@ -100,8 +100,9 @@ def test_different_hardware_and_belief_reach_the_run() -> None:
     assert profile["tpot_s"]["p50"] > base["tpot_s"]["p50"]
     said = ok("simulate", *SMALL, "--profile", "rtx-4090/llama-3.1-8b").stderr
     assert "but memory and link are those of a100-80g" in said
-    slow_link = document("simulate", *SMALL, "--link-bandwidth", "1")
-    assert slow_link["decode_wait_s"]["p50"] > 3 * base["decode_wait_s"]["p50"]
+    pulled = (*SMALL, "--policy", "least-kv")
+    slow_link, link = document("simulate", *pulled, "--link-bandwidth", "1"), document("simulate", *pulled)
+    assert slow_link["decode_wait_s"]["p50"] > 3 * link["decode_wait_s"]["p50"]
 
 
 def test_compare_runs_all_policies_on_the_same_requests(tmp_path: Path) -> None:

@@ -121,10 +121,8 @@ def test_the_first_move_is_the_best_of_all(made: tuple[ClusterView, Running], st
     naive = Naive(part, running, view)
     drop, winners = naive.best()
     moves = part.moves(running, view, 0.0)
-    if not moves:
-        assert drop <= 1e-3
-    else:
-        assert (moves[0].request, moves[0].target) in winners
+    if drop > 1e-3:  # below that rounding decides whether there is a gain at all
+        assert moves and (moves[0].request, moves[0].target) in winners
 
 
 @settings(max_examples=100, deadline=None)
@@ -158,7 +156,9 @@ def test_several_moves_follow_the_greedy_order(made: tuple[ClusterView, Running]
         return
     view.moving[moves[0].source] = view.moving[moves[0].target] = 1.0
     naive = Naive(rescheduler(margin=0.0), running, view)
-    assert (moves[1].request, moves[1].target) in naive.best()[1]
+    drop, winners = naive.best()
+    if drop > 1e-3:
+        assert (moves[1].request, moves[1].target) in winners
 
 
 def test_the_horizon_sees_what_current_loads_hide() -> None:

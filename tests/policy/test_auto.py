@@ -32,7 +32,7 @@ def request(number: int, tokens: int, arrival_s: float = 0.0, slo: Slo | None = 
     return RequestRecord(number, tokens, slo or Slo(1.0, 0.05), 0, (), arrival_s)
 
 
-# -- the order ----------------------------------------------------------------------------------------------------------
+# -- the order --------------------------------------------------------------------------------------------------------
 
 
 def late(order: tuple[RequestRecord, ...] | list[RequestRecord], rate: float) -> int:
@@ -77,7 +77,7 @@ def test_the_lag_is_learnt_from_dispatch_to_first_token() -> None:
     assert lag.safe_s() > 0.2  # one surprise widens the margin
 
 
-# -- the pace -----------------------------------------------------------------------------------------------------------
+# -- the pace ---------------------------------------------------------------------------------------------------------
 
 
 def pace(share: float = 1.0) -> Pace:
@@ -103,7 +103,7 @@ def test_chunks_without_a_target_and_without_room() -> None:
     assert pace(0.0).chunk(50, 1000, 0, 0.01) == 8192
 
 
-# -- tenants and outlook --------------------------------------------------------------------------------------------
+# -- tenants and outlook ----------------------------------------------------------------------------------------------
 
 
 def test_tenants_follow_their_requests() -> None:

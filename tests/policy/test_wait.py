@@ -167,11 +167,14 @@ def test_memory_peaks_at_its_bound_and_nobody_is_evicted() -> None:
 
 
 def test_first_come_first_served_needs_more_than_the_equilibrium() -> None:
-    """At M* itself it evicts and falls behind; with 30 % more it does as well as WAIT."""
+    """At M* itself it evicts all the time; with 30 % more it evicts nobody and answers sooner.
+
+    Throughput takes longer runs to tell apart: benchmarks/wait.py.
+    """
     tight = observe(BUSY, COST, 14_097, None, seconds=3.0, warm_up_s=1.0)
-    assert tight.evictions > 100 and tight.throughput < 0.95
+    assert tight.evictions > 100 and tight.peak_tokens == 14_097
     roomy = observe(BUSY, COST, int(1.3 * 14_097), None, seconds=3.0, warm_up_s=1.0)
-    assert roomy.evictions == 0 and roomy.throughput >= 0.99
+    assert roomy.evictions == 0 and roomy.latency_s < tight.latency_s
 
 
 def test_the_toy_that_breaks_fcfs() -> None:

@@ -86,7 +86,7 @@ def policies(json: JsonFile = None) -> None:
     for name, preset in PRESETS.items():
         table.add_row(f"[bold]{name}[/bold]", "", "", "", preset.summary)
         for option in preset.options:
-            default = f"{option.default:g}" if isinstance(option.default, float) else option.default
+            default = option.default if isinstance(option.default, str) else f"{option.default:g}"
             words = f" ({', '.join(option.words)})" if option.words else ""
             table.add_row("", option.name, default, option.origin, option.help + words)
         options = [

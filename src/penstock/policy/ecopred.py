@@ -143,17 +143,18 @@ def fit(prefill: Samples, decode: Samples) -> EcoPred:
 def _line(tokens: Any, seconds: Any) -> tuple[float, float]:
     """Robust line with non-negative coefficients, of the samples within ``PREFILL_RANGE`` if there are two.
 
-    RANSAC as the code has it: of the lines through two random samples the one that most samples agree with (within
-    the median absolute deviation), then least squares over those. Drawn from a fixed seed.
+    RANSAC as the code has it: of the lines through two samples the one that most samples agree with (within the median
+    absolute deviation), then least squares over those. The pairs follow a plane-filling sequence (multiples of powers
+    of the plastic number, modulo 1) instead of chance: what decides must answer alike every time.
     """
     fit_for = (tokens > PREFILL_RANGE[0]) & (tokens < PREFILL_RANGE[1])
     if len(np.unique(tokens[fit_for])) >= 2:
         tokens, seconds = tokens[fit_for], seconds[fit_for]
     near = max(float(np.median(np.abs(seconds - np.median(seconds)))), 1e-12)
-    rng = np.random.default_rng(0)
+    n = len(tokens)
     best, least = np.ones(len(tokens), np.bool_), (-1, 0.0)
-    for _ in range(_TRIALS):
-        i, j = rng.choice(len(tokens), 2, replace=False)
+    for k in range(1, _TRIALS + 1):
+        i, j = int(0.7548776662 * k % 1.0 * n), int(0.5698402910 * k % 1.0 * n)
         if tokens[i] == tokens[j]:
             continue
         slope = (seconds[j] - seconds[i]) / (tokens[j] - tokens[i])

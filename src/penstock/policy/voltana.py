@@ -40,10 +40,10 @@ VOLTANA_OPTIONS = (
     Option("decode", "fadr", "how a decode instance is chosen", "code", words=DECODE_WORDS),
     Option("prefill", "random", "how a prefill instance is chosen", "code", words=("random", *PREFILL_WORDS)),
     Option(
-        "prefill_tps", 1_125_000, "prompt tokens/s of an engine above which it runs at its highest", "code", low=0.0
+        "prefill_tps", 1_125_000.0, "prompt tokens/s of an engine above which it runs at its highest", "code", low=0.0
     ),
     Option("window", 3.0, "seconds over which they are counted", "code", low=1e-3),
-    Option("steps", 16, "decode steps for which a choice may stand", low=1.0),
+    Option("steps", 16.0, "decode steps for which a choice may stand", low=1.0),
 )
 
 _ODD: Final = 0x9E3779B97F4A7C15
