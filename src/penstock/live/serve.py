@@ -82,6 +82,11 @@ class Deployment:
         self.client = HttpClient(connect_s=5.0, idle_s=5.0)
         self.metrics = LiveMetrics()
         controller = build_controller(self.setup)
+        if controller.policy.engine is not None:
+            logging.getLogger("penstock.live").warning(
+                "policy %s also acts inside engines (queues, batches, clocks); here vLLM's own scheduler does",
+                self.policy,
+            )
         log = None
         if self.record is not None:
             log = EventLog(self.record, self._header())
