@@ -258,5 +258,7 @@ def main() -> None:
         goodputs([label for label in DISAGGREGATED if not label.startswith("polyserve,")], a, False)
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # by its name, so that other processes find what they are to run
+    from polyserve import main as main_by_name
+
+    main_by_name()

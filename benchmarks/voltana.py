@@ -28,16 +28,16 @@ SEEDS = (11, 12, 13)
 RATES = (20.0, 30.0, 40.0, 45.0, 50.0, 52.5, 55.0, 57.5, 60.0, 62.5, 65.0)
 BASE: dict[str, float | str] = {"prefill": "shortest-queue"}
 Options = dict[str, float | str]
-CURVE: dict[str, Options] = {"1410": {"clock": "max"}, "voltana": {"margin": -0.1}, "1005": {"clock": "low"}}
+CURVE: dict[str, Options] = {"1410": {"clock": "max"}, "voltana": {"margin": -0.3}, "1005": {"clock": "low"}}
 MARGINS: dict[str, Options] = {
     "1410": {"clock": "max"},
     **{f"margin {m:+g}": {"margin": m} for m in (-0.3, -0.2, -0.1, 0.0, 0.35)},
 }
 PARTS: dict[str, Options] = {
     "1410": {"clock": "max"},
-    **{d: {"margin": -0.1, "decode": d} for d in ("fadr", "tile-aware", "fewest-requests", "round-robin")},
-    "five clocks": {"margin": -0.1, "levels": "all"},
-    "random prefill": {"margin": -0.1, "prefill": "random"},
+    **{d: {"margin": -0.3, "decode": d} for d in ("fadr", "tile-aware", "fewest-requests", "round-robin")},
+    "five clocks": {"margin": -0.3, "levels": "all"},
+    "random prefill": {"margin": -0.3, "prefill": "random"},
     "1410, random prefill": {"clock": "max", "prefill": "random"},
 }
 WHAT = {"curve": CURVE, "margins": MARGINS, "parts": PARTS}

@@ -32,7 +32,7 @@ VOLTANA_OPTIONS = (
         words=("ecofreq", "max", "low"),
     ),
     Option(
-        "margin", -0.1, "EcoFreq's targets are the SLO times 1 + margin; the code's demo has 0.35", low=-0.9, high=10.0
+        "margin", -0.3, "EcoFreq's targets are the SLO times 1 + margin; the code's demo has 0.35", low=-0.9, high=10.0
     ),
     Option(
         "levels", "two", "clocks that EcoFreq uses: the lowest and the highest, or all", "code", words=("two", "all")
