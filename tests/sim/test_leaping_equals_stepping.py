@@ -62,51 +62,45 @@ def assert_complete(case: Case, result: SimResult) -> None:
     assert (r.lateness_s[finished & ~several] == -np.inf).all()
 
 
-@given(cases())
-@settings(COMMON)
-def test_leaping_equals_stepping(case: Case) -> None:
+def leap_and_step(case: Case) -> tuple[SimResult, SimResult]:
+    """Run a case both ways; hold the results equal and complete."""
     _, leap = case.run(stepping=False)
     _, step = case.run(stepping=True)
     assert_equal(leap, step)
     assert_complete(case, leap)
+    return leap, step
+
+
+@given(cases())
+@settings(COMMON)
+def test_leaping_equals_stepping(case: Case) -> None:
+    leap_and_step(case)
 
 
 @given(cases(faults=True))
 @settings(COMMON)
 def test_leaping_equals_stepping_with_dying_instances(case: Case) -> None:
-    _, leap = case.run(stepping=False)
-    _, step = case.run(stepping=True)
-    assert_equal(leap, step)
-    assert_complete(case, leap)
+    leap_and_step(case)
 
 
 @given(cases(hashes=True))
 @settings(COMMON)
 def test_leaping_equals_stepping_with_a_prefix_cache(case: Case) -> None:
-    _, leap = case.run(stepping=False)
-    _, step = case.run(stepping=True)
-    assert_equal(leap, step)
-    assert_complete(case, leap)
+    leap_and_step(case)
 
 
 @given(cases(faults=True))
 @settings(COMMON)
 def test_leaping_equals_stepping_with_an_order_and_a_budget(case: Case) -> None:
     case = case.equipped("order budget" if case.scenario.seed % 5 else "order")
-    _, leap = case.run(stepping=False)
-    _, step = case.run(stepping=True)
-    assert_equal(leap, step)
-    assert_complete(case, leap)
+    leap_and_step(case)
 
 
 @given(cases(faults=True))
 @settings(COMMON)
 def test_leaping_equals_stepping_with_clock_levels(case: Case) -> None:
     case = case.clocked().equipped("clock order" if case.scenario.seed % 3 == 0 else "clock")
-    _, leap = case.run(stepping=False)
-    _, step = case.run(stepping=True)
-    assert_equal(leap, step)
-    assert_complete(case, leap)
+    leap, step = leap_and_step(case)
     one, other = leap.instances.energy, step.instances.energy
     assert one is not None and other is not None
     np.testing.assert_allclose(one.clock_busy_s, other.clock_busy_s, rtol=1e-9, atol=1e-9)
@@ -118,7 +112,4 @@ def test_leaping_equals_stepping_with_clock_levels(case: Case) -> None:
 @given(cases(faults=True, hashes=True))
 @settings(COMMON)
 def test_leaping_equals_stepping_with_everything(case: Case) -> None:
-    _, leap = case.run(stepping=False)
-    _, step = case.run(stepping=True)
-    assert_equal(leap, step)
-    assert_complete(case, leap)
+    leap_and_step(case)

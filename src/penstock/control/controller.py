@@ -33,6 +33,7 @@ from penstock.core.events import (
     Tick,
 )
 from penstock.core.types import MigrationLevel, Role
+from penstock.policy.latency import PrefillTimes
 from penstock.policy.parts import Beliefs, Choice, Policy, Refusal, RoleChange, Running
 from penstock.policy.view import ClusterView, RequestRecord, Stage
 
@@ -59,7 +60,7 @@ class Controller:
         self.build_policy = build_policy
         self.view = ClusterView()
         self.requests: dict[int, RequestRecord] = {}
-        self._prefill_cost: dict[int, float] = {}
+        self._prefill_times = PrefillTimes(beliefs)
         self._next_tick_part_s: list[float] = [0.0, 0.0]
         # Requests that a placement told to wait, by (before or after the prefill, SLO class), in order of arrival.
         self._pending: dict[tuple[bool, int], deque[int]] = {}
@@ -232,7 +233,7 @@ class Controller:
         view.prefill_requests[instance] += 1
         view.prefill_tokens[instance] += tokens
         if self.policy.estimates:
-            record.prefill_estimate_s = self._prefill_s(tokens)
+            record.prefill_estimate_s = self._prefill_times.seconds(tokens)
             view.prefill_estimate_s[instance] += record.prefill_estimate_s
         record.served = in_place
         if in_place:
@@ -352,7 +353,7 @@ class Controller:
         for record in self.requests.values():
             record.prefill_estimate_s = 0.0
             if policy.estimates and record.stage == Stage.PREFILLING and record.prefill_instance >= 0:
-                record.prefill_estimate_s = self._prefill_s(record.promised_tokens)
+                record.prefill_estimate_s = self._prefill_times.seconds(record.promised_tokens)
                 self.view.prefill_estimate_s[record.prefill_instance] += record.prefill_estimate_s
 
     def _instance_down(self, event: InstanceDown, now: float, actions: list[Action]) -> None:
@@ -468,13 +469,6 @@ class Controller:
     def _flip(self, change: RoleChange, actions: list[Action]) -> None:
         self.view.relabel(change.instance, change.role)
         actions.append(Flip(change.instance, change.role, change.reason))
-
-    def _prefill_s(self, tokens: int) -> float:
-        cost = self._prefill_cost.get(tokens)
-        if cost is None:
-            cost = self.beliefs.prefill_s(tokens)
-            self._prefill_cost[tokens] = cost
-        return cost
 
     def _end_prefill(self, record: RequestRecord) -> None:
         i = record.prefill_instance

@@ -11,7 +11,7 @@ import msgspec
 import penstock
 from penstock.core.errors import PenstockError
 from penstock.core.eventlog import EventLog, Header
-from penstock.core.types import Role, Slo
+from penstock.core.types import Role
 from penstock.experiment.build import build_controller, digests
 from penstock.experiment.setup import Setup
 from penstock.live.gateway import Gateway, GatewaySettings
@@ -158,8 +158,3 @@ class Deployment:
         await self.doctor.close()
         await self.world.close()
         await self.client.close()
-
-
-def slos_of(setup: Setup) -> dict[str, Slo]:
-    """The SLO of every class, ``default`` first."""
-    return {"default": setup.slo.slo()} | {name: target.slo() for name, target in setup.slo_classes.items()}

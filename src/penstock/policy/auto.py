@@ -26,11 +26,12 @@ import numpy as np
 from penstock.core.types import Slo
 from penstock.policy.ares import AresRescheduler, Horizon
 from penstock.policy.doors import Doors, Lag
-from penstock.policy.latency import BatchFit
+from penstock.policy.latency import BatchFit, PrefillTimes
 from penstock.policy.options import Option, OptionValue, number
 from penstock.policy.outlook import Outlook
 from penstock.policy.pace import Pace, PacedEngines
 from penstock.policy.parts import Beliefs, Choice, Move, Policy, PrefillPlacement, Running
+from penstock.policy.placement import first_of, that_hold
 from penstock.policy.tenants import Tenants
 from penstock.policy.view import ClusterView, RequestRecord
 from penstock.predict.remaining import History, Observed
@@ -85,7 +86,7 @@ class AutoPlacement(PrefillPlacement):
         self.reserve = reserve
         self.step = BatchFit(beliefs)
         self.unpaced_rate = pace.most / max(beliefs.prefill_s(pace.most), 1e-9)
-        self._alone_s: dict[int, float] = {}
+        self.alone = PrefillTimes(beliefs)
 
     # -- what the waiting room asks ---------------------------------------------------------------------------------
 
@@ -102,21 +103,16 @@ class AutoPlacement(PrefillPlacement):
 
     def alone_s(self, tokens: int) -> float:
         """See :class:`penstock.policy.doors.Capacity`."""
-        found = self._alone_s.get(tokens)
-        if found is None:
-            found = self.beliefs.prefill_s(tokens)
-            self._alone_s[tokens] = found
-        return found
+        return self.alone.seconds(tokens)
 
     # -- the decision -----------------------------------------------------------------------------------------------
 
     def place(self, request: RequestRecord, view: ClusterView, now_s: float) -> Choice:
         """See :class:`PrefillPlacement`."""
-        rows = view.mixed
         tokens = request.context_tokens()
-        rows = rows[view.capacity_tokens[rows] >= tokens] if len(rows) > 0 else rows
+        rows = that_hold(view, view.mixed, tokens)
         if len(rows) == 0:
-            return Choice(int(view.mixed[0]) if len(view.mixed) > 0 else -1, False)
+            return first_of(view.mixed)
         own = self.outlook.of(tokens)
         here = [self.tenants.tightest_s(i) for i in rows.tolist()]
         batch = view.running[rows] + view.prefill_requests[rows] + 1.0

@@ -227,7 +227,3 @@ class EngineKit:
     def parts(self, instance: int, role: Role) -> EngineParts:
         """Fresh parts for an instance that starts with ``role``. They are asked in every role it later takes."""
         raise NotImplementedError
-
-
-NEVER: Final = inf
-"""Urgency of what should join last."""

@@ -20,6 +20,22 @@ _BATCHES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _CONTEXTS: Final = (256, 1024, 4096, 16384)
 
 
+class PrefillTimes:
+    """Believed seconds of one prefill alone, worked out once a length."""
+
+    def __init__(self, beliefs: Beliefs) -> None:
+        self.beliefs = beliefs
+        self._known: dict[int, float] = {}
+
+    def seconds(self, tokens: int) -> float:
+        """Believed seconds of one prefill of ``tokens``, alone."""
+        found = self._known.get(tokens)
+        if found is None:
+            found = self.beliefs.prefill_s(tokens)
+            self._known[tokens] = found
+        return found
+
+
 class PrefillFit:
     """``T(L) = a L^2 + b L + c`` seconds for a prompt of ``L`` tokens (Arrow v2, section 3.1; xLLM's TTFT model)."""
 

@@ -16,6 +16,7 @@ from penstock.core.types import Slo
 from penstock.policy.latency import PrefillFit
 from penstock.policy.options import Option, OptionValue, number
 from penstock.policy.parts import Beliefs, Choice, Policy, PrefillPlacement
+from penstock.policy.placement import first_of, that_hold
 from penstock.policy.profile_table import ProfileTable
 from penstock.policy.view import ClusterView, RequestRecord
 
@@ -40,11 +41,10 @@ class PackedReplica(PrefillPlacement):
 
     def place(self, request: RequestRecord, view: ClusterView, now_s: float) -> Choice:
         """See :class:`PrefillPlacement`; without ``fits`` if no replica is feasible."""
-        rows = view.mixed
         tokens = request.context_tokens()
-        rows = rows[view.capacity_tokens[rows] >= tokens] if len(rows) > 0 else rows
+        rows = that_hold(view, view.mixed, tokens)
         if len(rows) == 0:
-            return Choice(int(view.mixed[0]) if len(view.mixed) > 0 else -1, False)
+            return first_of(view.mixed)
         requests = view.decode_requests(rows) + view.prefill_requests[rows] + 1.0
         resident = view.resident_tokens(now_s, rows) + view.prefill_tokens[rows] + tokens
         tpot_s = self.table.iteration_s(requests, resident) * view.slow[rows]

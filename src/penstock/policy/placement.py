@@ -65,6 +65,16 @@ def least_that_holds(view: ClusterView, rows: Any, score: Any, tokens: float) ->
     return Choice(int(rows[np.where(fits, score, np.inf).argmin()]))
 
 
+def that_hold(view: ClusterView, rows: Any, tokens: float) -> Any:
+    """Those of ``rows`` whose KV cache, when empty, holds ``tokens``: intp[k] in, intp[j] out."""
+    return rows[view.capacity_tokens[rows] >= tokens]
+
+
+def first_of(rows: Any) -> Choice:
+    """The answer where none of ``rows`` (intp[k]) could ever do: the first, without ``fits``."""
+    return Choice(int(rows[0]) if len(rows) > 0 else -1, False)
+
+
 class Rotation:
     """Instances in turn, skipping those that could never hold the sequence. Blind to load, as round robin is."""
 
@@ -79,7 +89,7 @@ class Rotation:
             i = int(rows[self._turn])
             if view.capacity_tokens[i] >= tokens:
                 return Choice(i)
-        return Choice(int(rows[0]) if n > 0 else -1, False)
+        return first_of(rows)
 
 
 class RoundRobinPrefill(PrefillPlacement):

@@ -16,7 +16,7 @@ from penstock.policy.engine import Batching, Composition, EngineParts
 from penstock.sim.cluster import InstanceSpec
 from penstock.sim.engine import UNLIMITED, GapLog
 from penstock.sim.leaping import LeapingEngine
-from penstock.sim.seq import DECODING, EXTRACTED, GONE, PAUSED, PINNED, PREEMPTED, SERVE, WAITING, Notice, Seq
+from penstock.sim.seq import DECODING, EXTRACTED, GONE, PAUSED, PINNED, SERVE, Notice, Seq
 
 SHORTEST_REST_S: Final = 1e-6
 """A part that says to look again at once, and then chooses nobody again, must not stop the clock."""
@@ -180,18 +180,7 @@ class ComposedEngine(LeapingEngine):
         """Blocks for the batch's next tokens come from paused ones first, the one admitted last first."""
         wanted = self.growth[self.step % self.block_size]
         while wanted > self.free and self.paused:
-            victim = self.paused.pop(next(reversed(self.paused)))
-            self._leave_behind(victim)
-            self._free(victim)
-            victim.kind = SERVE
-            victim.resumed = True
-            if self.restart_evicted:
-                victim.tokens = victim.prompt_tokens
-            victim.state = WAITING
-            victim.seen = -1
-            self.waiting.appendleft(victim)
-            self.preemptions += 1
-            notices.append(Notice(PREEMPTED, victim))
+            self._start_over(self.paused.pop(next(reversed(self.paused))), notices)
 
     def _slots(self) -> int:
         return super()._slots() - len(self.paused)

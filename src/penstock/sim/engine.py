@@ -533,13 +533,18 @@ class Engine:
         if victim.state == DECODING:
             self._catch_up(victim, now)
             self._leave_batch(victim)
-            victim.resumed = True
-            if self.restart_evicted:
-                victim.tokens = victim.prompt_tokens
         else:
             del self.running[victim.request]
             if self.partial is victim:
                 self.partial = None
+        self._start_over(victim, notices)
+
+    def _start_over(self, victim: Seq, notices: list[Notice]) -> None:
+        """To the front of the queue without its KV. It is out of the books of what runs already."""
+        if victim.state == DECODING or victim.state == PAUSED:
+            victim.resumed = True
+            if self.restart_evicted:
+                victim.tokens = victim.prompt_tokens
         self._leave_behind(victim)
         self._free(victim)
         if victim.kind == PULL:
