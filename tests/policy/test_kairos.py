@@ -18,7 +18,6 @@ from penstock.policy.kairos import (
     SlackOrder,
     StepTable,
     Throughput,
-    decode_slack_s,
     prefill_slack_s,
     subset,
 )
@@ -138,10 +137,6 @@ def test_measurements_correct_their_cell_only() -> None:
     assert table.seconds(10, 10 * 5000) == pytest.approx(believed * (3.0 + 2.0) / 4.0)
     assert table.seconds(9, 9 * 4500) == pytest.approx((0.010 + 1e-6 * 9 * 4500) * 1.25)
     assert table.seconds(20, 20 * 5000) == pytest.approx(0.010 + 0.1)
-
-
-def test_slack_is_the_lead_over_the_schedule_less_a_full_step() -> None:
-    assert decode_slack_s(decode(1, 1000, 10, first_s=2.0), 2.3, 0.04) == pytest.approx(0.5 - 0.3 - 0.04)
 
 
 SHORT, LONG = 1000, 30_000  # a step of one takes 11 and 40 ms

@@ -206,11 +206,6 @@ def _cell(requests: int, tokens: int) -> tuple[int, int]:
     return row, column
 
 
-def decode_slack_s(job: Job, now_s: float, step_s: float) -> float:
-    """Seconds that ``job`` can wait and then still take part in a step of ``step_s`` within its TPOT schedule."""
-    return job.first_token_s + job.generated() * job.tpot_s - now_s - step_s
-
-
 def subset(
     decodes: list[Job], now_s: float, table: StepTable, reserve_s: float = 0.0, fastest: bool = False
 ) -> list[Job]:
@@ -219,9 +214,15 @@ def subset(
     Every request keeps ``reserve_s`` of its slack. As many run as fit the budget, so that all do while slack is ample;
     with ``fastest`` it is those of the fitting ones that make the most tokens a second.
     """
-    tokens = sum(job.tokens for job in decodes)
+    tokens = 0
+    least_s = inf
+    for job in decodes:  # a loop, since this is asked before every step
+        tokens += job.tokens
+        due_s = job.first_token_s + job.generated() * job.tpot_s
+        if due_s < least_s:
+            least_s = due_s
     full_s = table.seconds(len(decodes), tokens)
-    budget_s = min(decode_slack_s(job, now_s, full_s) for job in decodes) - reserve_s
+    budget_s = least_s - now_s - full_s - reserve_s
     if budget_s <= 0.0 or (budget_s >= full_s and not fastest):
         return decodes  # nobody may be left out, or everybody fits
     shortest = sorted(decodes, key=_length)
@@ -253,10 +254,10 @@ class SlackBatching(Batching):
     def compose(self, decodes: list[Job], waiting: list[Job], situation: Situation) -> Composition:
         """See :class:`Batching`."""
         # Who has come since took part in the step unasked: what it cost says nothing of the subset.
-        alone = all(job.request in self._known for job in decodes)
-        if alone and self._step[0] > 0 and situation.last_step_s > 0.0:
+        here = {job.request for job in decodes}
+        if here <= self._known and self._step[0] > 0 and situation.last_step_s > 0.0:
             self.table.note(self._step[0], self._step[1], situation.last_step_s)
-        self._known = {job.request for job in decodes}
+        self._known = here
         self._step = (0, 0)
         if not decodes:
             return Composition(decodes)

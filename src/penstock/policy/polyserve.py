@@ -283,7 +283,7 @@ class PolyServeDecode(DecodePlacement, Router):
     ) -> None:
         Router.__init__(self, table, tests, tiers, average)
         self.beliefs = beliefs
-        self._alone_s = float(table.iteration_s(1.0, 0.0))
+        self._alone_s = table.decodes.one(1.0, 0.0)
 
     def place(self, request: RequestRecord, view: ClusterView, now_s: float) -> Choice:
         """See :class:`DecodePlacement`; waits if every server refuses."""
@@ -311,7 +311,7 @@ class PolyServeDecode(DecodePlacement, Router):
         """See :class:`Router`. It joins at the end of the iteration in progress."""
         tokens = request.context_tokens()
         running, resident = float(view.decode_requests(i)), float(view.resident_tokens(now_s, i))
-        iteration_s = float(self.table.iteration_s(running + 1.0, resident + tokens)) * float(view.slow[i])
+        iteration_s = self.table.decodes.one(running + 1.0, resident + tokens) * float(view.slow[i])
         wait_s = float(view.step_s[i]) if running > 0.0 and view.step_s[i] < inf else 0.0
         steady_s, peak = self._future(i, request, view, now_s)
         first_s = request.first_token_s - request.arrival_s if request.generated == 1 else 0.0
@@ -377,7 +377,7 @@ class PolyServeMixed(PrefillPlacement, Router):
         prefill_s = self.prefill_s(decodes, resident, queued, ahead, tokens, budget_s / slow) * slow
         steady_s, peak = self._future(i, request, view, now_s)
         first_s = now_s - request.arrival_s + wait_s + prefill_s
-        iteration_s = float(self.table.iteration_s(decodes + 1.0, resident + tokens)) * slow
+        iteration_s = self.table.decodes.one(decodes + 1.0, resident + tokens) * slow
         return Prospect(first_s, first_s + iteration_s, steady_s, peak)
 
     def prefill_s(

@@ -37,7 +37,20 @@ class Grid:
         self.tokens = np.array(tokens, np.float64)
         self.kv = np.array(kv, np.float64)
         self.seconds = np.maximum.accumulate(np.maximum.accumulate(np.array(seconds), axis=0), axis=1)
+        # The same as plain numbers: most questions are about one point, which numpy answers slowly.
+        self._token_points = [float(n) for n in tokens]
         self._kv_points = [float(n) for n in kv]
+        self._rows: list[list[float]] = self.seconds.tolist()
+
+    def one(self, tokens: float, kv: float) -> float:
+        """As :meth:`at`, for one point."""
+        if tokens <= 0.0:
+            return 0.0
+        i, a = _cell(self._token_points, tokens)
+        j, b = _cell(self._kv_points, kv)
+        left, right = self._rows[i], self._rows[i + 1]
+        low = left[j] + b * (left[j + 1] - left[j])
+        return low + a * (right[j] + b * (right[j + 1] - right[j]) - low)
 
     def at(self, tokens: Any, kv: Any) -> Any:
         """Seconds for ``tokens`` and ``kv`` tokens: float64[n], 0 where there are no tokens."""
@@ -51,9 +64,7 @@ class Grid:
 
     def most(self, kv: float, budget_s: float) -> float:
         """Most tokens that take at most ``budget_s`` with ``kv`` KV tokens (0 if not even the first point does)."""
-        points = self._kv_points
-        j = min(bisect_right(points, kv), len(points) - 1) - 1
-        b = min((kv - points[j]) / (points[j + 1] - points[j]), 1.0)
+        j, b = _cell(self._kv_points, kv)
         column = self.seconds[:, j] + b * (self.seconds[:, j + 1] - self.seconds[:, j])
         i = int(column.searchsorted(budget_s, "right")) - 1
         if i < 0:
@@ -84,19 +95,19 @@ class ProfileTable:
 
     def with_chunk_s(self, decodes: float, kv: float, chunk: float) -> float:
         """Seconds of an iteration that computes ``chunk`` prompt tokens beside the decodes."""
+        prompts = self.prompts
         if decodes <= 0.0:
-            return float(self.prompts.at(chunk, kv))
-        both, without = self.prompts.at([decodes + chunk, decodes], kv).tolist()
-        return float(self.decodes.at(decodes, kv)) + float(both) - float(without)
+            return prompts.one(chunk, kv)
+        return self.decodes.one(decodes, kv) + prompts.one(decodes + chunk, kv) - prompts.one(decodes, kv)
 
     def most_chunk(self, decodes: float, kv: float, budget_s: float) -> int:
         """Most prompt tokens beside the decodes whose iteration takes at most ``budget_s``, 0 or more."""
         if decodes <= 0.0:
             return int(self.prompts.most(kv, budget_s))
-        left_s = budget_s - float(self.decodes.at(decodes, kv))
+        left_s = budget_s - self.decodes.one(decodes, kv)
         if left_s <= 0.0:
             return 0
-        return max(int(self.prompts.most(kv, float(self.prompts.at(decodes, kv)) + left_s) - decodes), 0)
+        return max(int(self.prompts.most(kv, self.prompts.one(decodes, kv) + left_s) - decodes), 0)
 
     def attention_s(self, chunk: float, past: float) -> float:
         """Believed seconds of the attention of ``chunk`` prompt tokens over ``past`` tokens of the same prompt."""
@@ -111,7 +122,13 @@ def _points(start: int, stop: int, factor: float) -> list[int]:
     return points
 
 
+def _cell(points: list[float], x: float) -> tuple[int, float]:
+    """The cell of ``x`` and how far into it, 0 to 1."""
+    i = min(max(bisect_right(points, x) - 1, 0), len(points) - 2)
+    return i, min(max((x - points[i]) / (points[i + 1] - points[i]), 0.0), 1.0)
+
+
 def _place(points: Any, x: Any) -> tuple[Any, Any]:
-    """The cell of each ``x`` and how far into it, 0 to 1."""
-    i = np.clip(points.searchsorted(x, "right") - 1, 0, len(points) - 2)
-    return i, np.clip((x - points[i]) / (points[i + 1] - points[i]), 0.0, 1.0)
+    """:func:`_cell` for arrays."""
+    i = np.minimum(np.maximum(points.searchsorted(x, "right") - 1, 0), len(points) - 2)
+    return i, np.minimum(np.maximum((x - points[i]) / (points[i + 1] - points[i]), 0.0), 1.0)

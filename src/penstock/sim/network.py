@@ -24,8 +24,6 @@ class Flow:
         self.rate = 0.0
         self.updated_s = 0.0
         self.done_s = 0.0
-        self.version = 0
-        self.active = False
 
 
 class Network:
@@ -33,6 +31,7 @@ class Network:
 
     Shares are equal splits of a link's bandwidth, recomputed when a flow starts or ends. This is not max-min fair:
     what a flow cannot use because its other end is busier is not given to its neighbours (an honest lower bound).
+    Times of others change with every start and end, so only the :meth:`soonest` is worth a timer.
     """
 
     def __init__(self, bytes_per_s: list[float], latency_s: float, handshake_s: float) -> None:
@@ -45,35 +44,40 @@ class Network:
         self.bytes_in = [0.0 for _ in bytes_per_s]
         self.bytes_out = [0.0 for _ in bytes_per_s]
 
-    def start(self, request: int, purpose: int, source: int, target: int, size_bytes: float, now: float) -> list[Flow]:
-        """Start a transfer. Returns every flow whose ``done_s`` changed, the new one last."""
+    def start(self, request: int, purpose: int, source: int, target: int, size_bytes: float, now: float) -> Flow:
+        """Start a transfer."""
         lead = self.latency_s
         pair = source * len(self.bytes_per_s) + target
         if pair not in self.known:
             self.known.add(pair)
             lead += self.handshake_s
         flow = Flow(request, purpose, source, target, size_bytes, lead)
-        flow.active = True
         flow.updated_s = now
         self.leaving[source].append(flow)
         self.entering[target].append(flow)
         self.bytes_out[source] += size_bytes
         self.bytes_in[target] += size_bytes
-        changed = self._reshare(source, target, now, flow)
-        changed.append(flow)
-        return changed
+        self._reshare(source, target, now)
+        return flow
 
-    def end(self, flow: Flow, now: float) -> list[Flow]:
-        """Take a finished or cancelled flow off its links. Returns the flows whose ``done_s`` changed."""
+    def end(self, flow: Flow, now: float) -> None:
+        """Take a finished or cancelled flow off its links."""
         if now < flow.done_s:  # cancelled: what has not been sent is not counted
             unsent = max(0.0, flow.left_bytes - flow.rate * (now - flow.updated_s))
             self.bytes_out[flow.source] -= unsent
             self.bytes_in[flow.target] -= unsent
-        flow.active = False
-        flow.version += 1
         self.leaving[flow.source].remove(flow)
         self.entering[flow.target].remove(flow)
-        return self._reshare(flow.source, flow.target, now, None)
+        self._reshare(flow.source, flow.target, now)
+
+    def soonest(self) -> Flow | None:
+        """The transfer that ends first as things stand; None if nothing is under way."""
+        first: Flow | None = None
+        for flows in self.leaving:
+            for flow in flows:
+                if first is None or flow.done_s < first.done_s:
+                    first = flow
+        return first
 
     def quiet(self) -> bool:
         """Is nothing under way?"""
@@ -88,27 +92,22 @@ class Network:
         n = len(self.bytes_per_s)
         self.known = {p for p in self.known if p // n != instance and p % n != instance}
 
-    def _reshare(self, source: int, target: int, now: float, newest: Flow | None) -> list[Flow]:
-        changed: list[Flow] = []
+    def _reshare(self, source: int, target: int, now: float) -> None:
         for flow in self.leaving[source]:
-            if self._rerate(flow, now) and flow is not newest:
-                changed.append(flow)
+            self._rerate(flow, now)
         for flow in self.entering[target]:
-            if flow.source != source and self._rerate(flow, now):
-                changed.append(flow)
-        return changed
+            if flow.source != source:
+                self._rerate(flow, now)
 
-    def _rerate(self, flow: Flow, now: float) -> bool:
-        """Give a flow its present share; False if all its bytes are out, so that only its latency is left."""
+    def _rerate(self, flow: Flow, now: float) -> None:
+        """Give a flow its present share, unless all its bytes are out, so that only its latency is left."""
         sent = flow.rate * (now - flow.updated_s)
         if flow.rate > 0.0 and sent >= flow.left_bytes:
-            return False
+            return
         flow.left_bytes -= sent
         flow.updated_s = now
         flow.rate = min(
             self.bytes_per_s[flow.source] / len(self.leaving[flow.source]),
             self.bytes_per_s[flow.target] / len(self.entering[flow.target]),
         )
-        flow.version += 1
         flow.done_s = now + flow.left_bytes / flow.rate + flow.lead_s
-        return True

@@ -100,6 +100,7 @@ class World:
         self.controller = controller
         self.engines = engines
         self.network = network
+        self.flow_version = 0
         self.kv_bytes_per_token = kv_bytes_per_token
         self.arrival_s = arrival_s
         self.prompt_tokens = prompt_tokens
@@ -188,12 +189,11 @@ class World:
                 self.events += 1
                 self._on_wake(engine)
             elif kind == FLOW_DONE:
-                flow: Flow = thing
-                if version != flow.version or not flow.active:
+                if version != self.flow_version:
                     continue
                 self.now = now
                 self.events += 1
-                self._on_flow_done(flow)
+                self._on_flow_done(thing)
             else:
                 if kind == INJECTED:
                     self.pending_injected -= 1
@@ -370,21 +370,21 @@ class World:
         if source < 0 or not self.up[source]:
             self.recompute(flight, engine)
             return
-        changed = self.network.start(
-            seq.request, purpose, source, engine.index, tokens * self.kv_bytes_per_token, self.now
-        )
-        flight.flow = changed[len(changed) - 1]
-        self._push_flows(changed)
+        size_bytes = tokens * self.kv_bytes_per_token
+        flight.flow = self.network.start(seq.request, purpose, source, engine.index, size_bytes, self.now)
+        self._arm_network()
 
-    def _push_flows(self, flows: list[Flow]) -> None:
-        for flow in flows:
-            self._push(flow.done_s, FLOW_DONE, 0, flow, flow.version)
+    def _arm_network(self) -> None:
+        """Put the end of the soonest transfer into the heap, in place of any other."""
+        self.flow_version += 1
+        flow = self.network.soonest()
+        if flow is not None:
+            self._push(flow.done_s, FLOW_DONE, 0, flow, self.flow_version)
 
     def _on_flow_done(self, flow: Flow) -> None:
         now = self.now
-        changed = self.network.end(flow, now)
-        if changed:
-            self._push_flows(changed)
+        self.network.end(flow, now)
+        self._arm_network()
         flight = self.flights[flow.request]
         flight.flow = None
         target = self.engines[flow.target]
@@ -546,5 +546,6 @@ class World:
     def cancel_flow(self, flight: Flight) -> None:
         """Stop a request's transfer, if there is one."""
         if flight.flow is not None:
-            self._push_flows(self.network.end(flight.flow, self.now))
+            self.network.end(flight.flow, self.now)
+            self._arm_network()
             flight.flow = None

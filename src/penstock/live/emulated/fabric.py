@@ -26,7 +26,8 @@ class Fabric:
         self.origins: dict[tuple[int, int], int] = {}  # see ``foresight``
         self.sockets: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._size = len(bytes_per_s)
-        self._under_way: dict[Flow, tuple[asyncio.Handle, Callable[[], None]]] = {}
+        self._under_way: dict[Flow, Callable[[], None]] = {}
+        self._timer: asyncio.Handle | None = None
         self._count = 0
 
     def acquainted(self, source: int, target: int) -> bool:
@@ -36,18 +37,16 @@ class Fabric:
     def pull(self, source: int, target: int, size_bytes: float, done: Callable[[], None]) -> Flow:
         """Begin a transfer; ``done`` is called when it has ended."""
         self._count += 1
-        changed = self.network.start(self._count, DECODE, source, target, size_bytes, self.clock.now())
-        flow = changed[-1]
-        self._under_way[flow] = (asyncio.get_running_loop().call_soon(_nothing), done)
-        self._rearm(changed)
+        flow = self.network.start(self._count, DECODE, source, target, size_bytes, self.clock.now())
+        self._under_way[flow] = done
+        self._rearm()
         return flow
 
     def cancel(self, flow: Flow) -> None:
         """Stop a transfer; does nothing if it has ended."""
-        entry = self._under_way.pop(flow, None)
-        if entry is not None:
-            entry[0].cancel()
-            self._rearm(self.network.end(flow, self.clock.now()))
+        if self._under_way.pop(flow, None) is not None:
+            self.network.end(flow, self.clock.now())
+            self._rearm()
 
     def leave(self, engine_id: str, index: int) -> None:
         """An instance has gone."""
@@ -58,17 +57,14 @@ class Fabric:
         """All instances have gone."""
         self.sockets.destroy(linger=0)
 
-    def _rearm(self, flows: list[Flow]) -> None:
-        for flow in flows:
-            handle, done = self._under_way[flow]
-            handle.cancel()
-            self._under_way[flow] = (self.clock.call_at(flow.done_s, partial(self._ended, flow)), done)
+    def _rearm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        flow = self.network.soonest()
+        self._timer = None if flow is None else self.clock.call_at(flow.done_s, partial(self._ended, flow))
 
     def _ended(self, flow: Flow) -> None:
-        _, done = self._under_way.pop(flow)
-        self._rearm(self.network.end(flow, max(self.clock.now(), flow.done_s)))
+        done = self._under_way.pop(flow)
+        self.network.end(flow, max(self.clock.now(), flow.done_s))
+        self._rearm()
         done()
-
-
-def _nothing() -> None:
-    """Stand in for a timer that is set at once."""
