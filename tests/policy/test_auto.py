@@ -16,7 +16,8 @@ from penstock.experiment.build import run
 from penstock.experiment.setup import ClusterSetup, Setup, Target, WorkloadSetup
 from penstock.experiment.traffic import slos
 from penstock.perf.step import LinearStepModel
-from penstock.policy.doors import Lag, on_time
+from penstock.policy.backlog import Backlog
+from penstock.policy.doors import Doors, Lag, on_time
 from penstock.policy.outlook import Outlook
 from penstock.policy.pace import GRAIN, Pace
 from penstock.policy.parts import Beliefs
@@ -77,6 +78,44 @@ def test_the_lag_is_learnt_from_dispatch_to_first_token() -> None:
     assert lag.safe_s() > 0.2  # one surprise widens the margin
 
 
+class Capacity:
+    """Always open, 1,000 tokens/s."""
+
+    def open_rate(self, view: ClusterView, now_s: float) -> float:
+        return 1000.0
+
+    def prefill_s(self, tokens: int) -> float:
+        return tokens / 1000.0
+
+
+def test_who_is_late_goes_last_and_a_broken_answer_first() -> None:
+    doors, view = Doors(Capacity(), Lag(0.0), patience_s=5.0), ClusterView()
+    late, soon, broken = request(1, 100, -3.0), request(2, 900), request(3, 500, -9.0)
+    broken.generated = 7
+    for record in (late, soon, broken):
+        doors.enter(record)
+    assert [r.request for r in doors.order(view, 0.0)] == [3, 2]
+    doors.leave(broken)
+    doors.leave(soon)
+    assert [r.request for r in doors.order(view, 0.5)] == [1]
+    assert doors.hopeless(view, 2.9) == []
+    assert [r.request for r in doors.hopeless(view, 3.1)] == [1]
+
+
+def test_the_backlog_shrinks_between_first_tokens() -> None:
+    backlog, view = Backlog(), ClusterView()
+    backlog.send(1, 0, 300, 10.0)
+    backlog.send(2, 0, 200, 11.0)
+    assert backlog.computed(0, 100.0, 12.0) == 200.0
+    assert backlog.computed(0, 100.0, 19.0) == 300.0  # the second has not begun as far as is known
+    backlog.observe(PrefillDone(1, 0, LOAD), view, 19.0)
+    assert backlog.computed(0, 100.0, 20.5) == 150.0
+    backlog.send(2, 1, 200, 20.5)  # placed anew elsewhere
+    assert backlog.computed(0, 100.0, 25.0) == 0.0
+    backlog.observe(InstanceDown(1, (), ()), view, 26.0)
+    assert backlog.computed(1, 100.0, 27.0) == 0.0
+
+
 # -- the pace ---------------------------------------------------------------------------------------------------------
 
 
@@ -101,6 +140,16 @@ def test_chunks_without_a_target_and_without_room() -> None:
     assert p.chunk(50, 1000, 0, inf) == 8192
     assert p.chunk(250, 1000, 0, 0.01) == GRAIN  # even the decodes alone take longer: prompts must not starve
     assert pace(0.0).chunk(50, 1000, 0, 0.01) == 8192
+
+
+def test_the_rate_is_a_chunk_a_step() -> None:
+    p = pace()
+    chunk = p.chunk(42, 4096 * 3 + 2048, 0, 0.03)
+    assert p.rate(42, 4096 * 3 + 2048, 0.03) == pytest.approx(
+        chunk / p.beliefs.step.step_s(42, 4096 * 3 + 2048, [chunk], [0])
+    )
+    assert p.rate(0, 0, 0.03) > p.rate(42, 4096 * 3 + 2048, 0.03)
+    assert pace(0.0).rate(42, 0, 0.03) == pytest.approx(pace().rate(42, 0, inf))
 
 
 # -- tenants and outlook ----------------------------------------------------------------------------------------------
@@ -164,3 +213,8 @@ def test_at_low_load_nobody_waits_or_is_refused() -> None:
 def test_decodes_keep_their_pace_beside_prompts() -> None:
     assert played("auto", 20.0).tpot_attainment > 0.97
     assert played("auto", 20.0, pace=0).tpot_attainment < played("auto", 20.0).tpot_attainment
+
+
+def test_decodes_move_only_where_room_gets_scarce() -> None:
+    assert played("auto", 20.0).migrations == 0
+    assert (played("auto", 20.0, pressure=0).migrations or 0) > 0

@@ -162,7 +162,7 @@ class AresRescheduler(Rescheduler):
         overall = horizon.weight @ load
         mean = float(overall.mean()) if len(pool) > 0 else 0.0
         idle = view.moving[pool] == 0.0
-        over = idle & (overall > (1.0 + self.margin) * mean)
+        over = idle & (overall > (1.0 + self.margin) * mean) & self.pressed(pool, load, view)
         under = idle & (overall < (1.0 - self.margin) * mean)
         under &= view.decode_requests(pool) + 1.0 <= view.max_running[pool]
         if not over.any() or not under.any():
@@ -178,7 +178,7 @@ class AresRescheduler(Rescheduler):
             load,
             horizon.weight,
             targets,
-            view.capacity_tokens[pool[targets]] * (1.0 - self.reserve),
+            self.room(pool[targets], view),
             self._patience(context[candidates], remaining[candidates]),
             self.step.slope * slow,
             self.step.intercept * slow,
@@ -187,6 +187,14 @@ class AresRescheduler(Rescheduler):
         return [
             Move(int(ids[candidates[c]]), int(pool[slot[candidates[c]]]), int(pool[d]), "variance") for c, d, _ in found
         ]
+
+    def pressed(self, rows: Any, load: Any, view: ClusterView) -> Any:
+        """Which of the instances ``rows`` may send decodes away, bool[m]; ``load`` is float64[points, m]."""
+        return np.ones(len(rows), np.bool_)
+
+    def room(self, rows: Any, view: ClusterView) -> Any:
+        """Most KV tokens that the instances ``rows`` may come to hold by moves, float64[m]."""
+        return view.capacity_tokens[rows] * (1.0 - self.reserve)
 
     def _columns(self, running: Running, place: Any) -> tuple[Any, Any, Any, Any]:
         """Ids, slots in the pool, context and predicted remaining tokens of what runs in the pool."""

@@ -25,6 +25,7 @@ import numpy as np
 
 from penstock.core.types import Slo
 from penstock.policy.ares import AresRescheduler, Horizon
+from penstock.policy.backlog import Backlog
 from penstock.policy.doors import Doors, Lag
 from penstock.policy.latency import BatchFit, PrefillTimes
 from penstock.policy.options import Option, OptionValue, number
@@ -41,16 +42,18 @@ AUTO_OPTIONS = (
         "pace", 0.95, "share of the tightest TPOT that a step with prompts may take; 0 = chunks of any size", low=0.0
     ),
     Option("room", 1.0, "share of the tightest TPOT that a pure decode step may come to take", low=0.1),
-    Option("ahead", 1.0, "chunks waiting on an instance beyond which it is sent no more", low=0.0),
+    Option("late_room", 0.7, "share of that room that requests may use which are late already", low=0.0, high=1.0),
+    Option("ahead", 2.0, "chunks waiting on an instance beyond which it is sent no more", low=0.0),
     Option("horizon", 2048.0, "decode steps looked ahead for room and balance; 0 = now only", low=0.0),
     Option("points", 8.0, "samples of the horizon after now", low=1.0, high=64.0),
     Option("decay", 0.5, "weight of each sample over the one before, for balance", low=0.0, high=1.0),
     Option("reserve", 0.03, "share of the KV cache that dispatch leaves free", low=0.0, high=1.0),
     Option("tiers", 0.5, "how much placement prefers tenants of the same TPOT (per factor e between them)", low=0.0),
     Option("sort", 1.0, "1 = serve as many as possible on time, 0 = first come first served", low=0.0, high=1.0),
-    Option("deviations", 2.0, "mean deviations of the learnt lag that a request must have left to be on time", low=0.0),
+    Option("deviations", 3.0, "mean deviations of the learnt lag that a request must have left to be on time", low=0.0),
     Option("patience", 30.0, "seconds after its TTFT target when a request that is late is refused", low=0.0),
     Option("rescheduling", 1.0, "1 = running decodes move, 0 = they stay", low=0.0, high=1.0),
+    Option("pressure", 0.8, "share of an instance's room that it must come to use before decodes leave it", low=0.0),
     Option("interval", 0.5, "seconds between ticks", low=0.001),
 )
 
@@ -70,7 +73,9 @@ class AutoPlacement(PrefillPlacement):
         tenants: Tenants,
         outlook: Outlook,
         lag: Lag,
+        backlog: Backlog,
         room: float,
+        late_room: float,
         ahead: float,
         tiers: float,
         reserve: float,
@@ -80,30 +85,33 @@ class AutoPlacement(PrefillPlacement):
         self.tenants = tenants
         self.outlook = outlook
         self.lag = lag
+        self.backlog = backlog
         self.room = room
+        self.late_room = late_room
         self.ahead = ahead
         self.tiers = tiers
         self.reserve = reserve
         self.step = BatchFit(beliefs)
-        self.unpaced_rate = pace.most / max(beliefs.prefill_s(pace.most), 1e-9)
+        self.rate_each = inf
         self.alone = PrefillTimes(beliefs)
 
     # -- what the waiting room asks ---------------------------------------------------------------------------------
 
-    def open_rate(self, view: ClusterView) -> float:
+    def open_rate(self, view: ClusterView, now_s: float) -> float:
         """See :class:`penstock.policy.doors.Capacity`."""
         rate = 0.0
         anybody = False
         for i in view.mixed.tolist():
-            chunk, tightest = self._chunk(i, view), self.tenants.tightest_s(i)
-            paced = chunk < self.pace.most and tightest < inf
-            rate += min(chunk / (tightest * self.pace.share), self.unpaced_rate) if paced else self.unpaced_rate
-            anybody = anybody or view.prefill_tokens[i] <= self.ahead * chunk
+            mine = self._rate(i, view)
+            rate += mine
+            left = float(view.prefill_tokens[i]) - self.backlog.computed(i, mine, now_s)
+            anybody = anybody or left <= self.ahead * self._chunk(i, view)
+        self.rate_each = rate / max(len(view.mixed), 1)
         return rate if anybody else 0.0
 
-    def alone_s(self, tokens: int) -> float:
+    def prefill_s(self, tokens: int) -> float:
         """See :class:`penstock.policy.doors.Capacity`."""
-        return self.alone.seconds(tokens)
+        return max(self.alone.seconds(tokens), tokens / self.rate_each)
 
     # -- the decision -----------------------------------------------------------------------------------------------
 
@@ -118,22 +126,35 @@ class AutoPlacement(PrefillPlacement):
         batch = view.running[rows] + view.prefill_requests[rows] + 1.0
         limit = self._most_tokens(np.minimum(here, request.slo.tpot_s), batch, rows, view)
         peak = (self.outlook.of_instances(rows, view.size) + own[:, None]).max(axis=0)
-        queued = view.prefill_tokens[rows]
+        computed = [self.backlog.computed(i, self._rate(i, view), now_s) for i in rows.tolist()]
+        queued = view.prefill_tokens[rows] - np.array(computed)
         chunk = np.array([self._chunk(i, view) for i in rows.tolist()], np.float64)
         fits = (queued <= self.ahead * chunk) & (batch <= view.max_running[rows])
-        fits &= (peak <= limit) | (batch <= 1.0)
+        late = self.lag.misses(request, self.prefill_s(tokens), now_s)
+        fits &= (peak <= (self.late_room if late else 1.0) * limit) | (batch <= 1.0)
         if not fits.any():
             return Choice.wait()
         score = peak / np.maximum(limit, 1.0) + queued / np.maximum(chunk, 1.0) + self._mismatch(here, request.slo)
         best = int(rows[np.where(fits, score, np.inf).argmin()])
         self.tenants.move_in(request, best)
         self.outlook.send(request, best, own)
-        self.lag.send(request.request, now_s, self.alone_s(tokens))
+        self.backlog.send(request.request, best, tokens, now_s)
+        self.lag.send(request.request, now_s, self.prefill_s(tokens))
         return Choice(best)
+
+    def limits(self, rows: Any, view: ClusterView) -> Any:
+        """KV tokens that ``rows`` may come to hold for those who are there, float64[k]."""
+        here = np.array([self.tenants.tightest_s(i) for i in rows.tolist()])
+        return self._most_tokens(here, view.running[rows] + view.prefill_requests[rows], rows, view)
 
     def _chunk(self, i: int, view: ClusterView) -> int:
         """The chunk that instance ``i`` may take now."""
         return self.pace.chunk(int(view.running[i]), int(view.running_tokens[i]), 0, self.tenants.tightest_s(i))
+
+    def _rate(self, i: int, view: ClusterView) -> float:
+        """Prompt tokens/s that instance ``i`` computes in such chunks."""
+        rate = self.pace.rate(int(view.running[i]), int(view.running_tokens[i]), self.tenants.tightest_s(i))
+        return rate / float(view.slow[i])
 
     def _most_tokens(self, tightest_s: Any, batch: Any, rows: Any, view: ClusterView) -> Any:
         """KV tokens up to which a pure decode step of ``batch`` stays within the target and memory, float64[k]."""
@@ -153,24 +174,37 @@ class AutoPlacement(PrefillPlacement):
 
 
 class AutoRescheduler(AresRescheduler):
-    """ARES's moves; each tick also brings the outlook up to date. ``moving`` False: the outlook only."""
+    """ARES's moves away from where room gets scarce; each tick also brings the outlook up to date.
+
+    A move costs the request a gap, which is worth it only where staying costs more: where the expected KV comes to
+    ``pressure`` of what the placement allows there. ``moving`` False: the outlook only.
+    """
 
     def __init__(
         self,
-        outlook: Outlook,
+        placement: AutoPlacement,
         moving: bool,
-        beliefs: Beliefs,
+        pressure: float,
         horizon: Horizon,
         interval_s: float,
     ) -> None:
-        super().__init__(beliefs, horizon, outlook.predictor, interval_s=interval_s)
-        self.outlook = outlook
+        super().__init__(placement.beliefs, horizon, placement.outlook.predictor, interval_s=interval_s)
+        self.placement = placement
         self.moving = moving
+        self.pressure = pressure
 
     def moves(self, running: Running, view: ClusterView, now_s: float) -> list[Move]:
         """See :class:`Rescheduler`."""
-        self.outlook.look(running, view)
+        self.placement.outlook.look(running, view)
         return super().moves(running, view, now_s) if self.moving else []
+
+    def pressed(self, rows: Any, load: Any, view: ClusterView) -> Any:
+        """See :class:`AresRescheduler`."""
+        return load.max(axis=0) > self.pressure * self.placement.limits(rows, view)
+
+    def room(self, rows: Any, view: ClusterView) -> Any:
+        """See :class:`AresRescheduler`."""
+        return self.placement.limits(rows, view)
 
 
 def auto(beliefs: Beliefs, slo: Slo, options: dict[str, OptionValue]) -> Policy:
@@ -181,21 +215,24 @@ def auto(beliefs: Beliefs, slo: Slo, options: dict[str, OptionValue]) -> Policy:
     steps, points = number(options, "horizon"), int(number(options, "points"))
     outlook = Outlook(Observed(history), history, steps, points)
     lag = Lag(number(options, "deviations"))
+    backlog = Backlog()
     placement = AutoPlacement(
         beliefs,
         pace,
         tenants,
         outlook,
         lag,
+        backlog,
         room=number(options, "room"),
+        late_room=number(options, "late_room"),
         ahead=number(options, "ahead"),
         tiers=number(options, "tiers"),
         reserve=number(options, "reserve"),
     )
     rescheduler = AutoRescheduler(
-        outlook,
+        placement,
         number(options, "rescheduling") > 0.0,
-        beliefs,
+        number(options, "pressure"),
         Horizon(steps, points, number(options, "decay")),
         number(options, "interval"),
     )
@@ -204,6 +241,6 @@ def auto(beliefs: Beliefs, slo: Slo, options: dict[str, OptionValue]) -> Policy:
         placement,
         rescheduler=rescheduler,
         room=Doors(placement, lag, number(options, "patience"), number(options, "sort") > 0.0),
-        observers=(tenants, outlook, lag),
+        observers=(tenants, outlook, lag, backlog),
         engine=PacedEngines(pace, tenants),
     )

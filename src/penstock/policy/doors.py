@@ -28,17 +28,17 @@ BATCH = 8
 class Capacity(Protocol):
     """What the room asks of the placement it serves."""
 
-    def open_rate(self, view: ClusterView) -> float:
+    def open_rate(self, view: ClusterView, now_s: float) -> float:
         """Prefill tokens/s of all instances together; 0 while none of them takes anybody."""
         ...
 
-    def alone_s(self, tokens: int) -> float:
-        """Seconds of a prefill of ``tokens`` by itself."""
+    def prefill_s(self, tokens: int) -> float:
+        """Seconds that a prompt of ``tokens`` is likely to take where nothing is before it."""
         ...
 
 
 class Lag(Part):
-    """How much longer than its prefill alone it takes from dispatch to the first token: mean and deviation, learnt."""
+    """How much longer than its prefill it takes from dispatch to the first token: mean and deviation, learnt."""
 
     observes = True
 
@@ -53,9 +53,13 @@ class Lag(Part):
         """What to allow for."""
         return self.mean_s + self.deviations * self.deviation_s
 
-    def send(self, request: int, now_s: float, alone_s: float) -> None:
+    def misses(self, request: RequestRecord, prefill_s: float, now_s: float) -> bool:
+        """Would the first token come too late, if the request were dispatched now?"""
+        return request.generated == 0 and now_s + self.safe_s() + prefill_s > _deadline_s(request)
+
+    def send(self, request: int, now_s: float, prefill_s: float) -> None:
         """A request was dispatched."""
-        self._sent[request] = (now_s, alone_s)
+        self._sent[request] = (now_s, prefill_s)
 
     def observe(self, event: Event, view: ClusterView, now_s: float) -> None:
         """See :class:`Part`."""
@@ -91,7 +95,7 @@ class Doors(WaitingRoom):
 
     def order(self, view: ClusterView, now_s: float) -> list[RequestRecord]:
         """See :class:`WaitingRoom`."""
-        rate = self.capacity.open_rate(view)
+        rate = self.capacity.open_rate(view, now_s)
         if rate <= 0.0:
             return []
         if not self.sort:
@@ -101,20 +105,24 @@ class Doors(WaitingRoom):
             plan.popleft()
         if not plan or now_s > self._planned_s + REPLAN_S:
             self._set_late_aside(now_s)
-            self._plan = plan = deque(on_time(list(self.waiting.values()), rate, now_s + self.lag.safe_s()))
+            self._plan = plan = deque(self._worked_out(rate, now_s + self.lag.safe_s()))
             self._planned_s = now_s
         return list(islice(plan, BATCH)) if plan else list(islice(self.late.values(), BATCH))
 
     def _set_late_aside(self, now_s: float) -> None:
-        ready_s = now_s + self.lag.safe_s()
         late = [
-            r
-            for r in self.waiting.values()
-            if ready_s + self.capacity.alone_s(r.context_tokens()) > r.arrival_s + r.slo.ttft_s
+            record
+            for record in self.waiting.values()
+            if self.lag.misses(record, self.capacity.prefill_s(record.context_tokens()), now_s)
         ]
         for record in late:
             del self.waiting[record.request]
             self.late[record.request] = record
+
+    def _worked_out(self, rate: float, ready_s: float) -> list[RequestRecord]:
+        """Whose answer broke off goes first, then who can be on time."""
+        broken = [record for record in self.waiting.values() if record.generated > 0]
+        return broken + on_time([record for record in self.waiting.values() if record.generated == 0], rate, ready_s)
 
     def hopeless(self, view: ClusterView, now_s: float) -> list[RequestRecord]:
         """See :class:`WaitingRoom`."""
@@ -140,7 +148,7 @@ def on_time(waiting: list[RequestRecord], rate: float, now_s: float) -> list[Req
         end_s += tokens / rate
         heappush(by_cost, (-tokens, record.request))
         chosen.append(record)
-        while end_s > record.arrival_s + record.slo.ttft_s and len(by_cost) > 1:
+        while end_s > _deadline_s(record) and len(by_cost) > 1:
             tokens, request = heappop(by_cost)
             end_s += tokens / rate  # negative
             dropped.add(request)
@@ -148,4 +156,8 @@ def on_time(waiting: list[RequestRecord], rate: float, now_s: float) -> list[Req
 
 
 def _deadline(record: RequestRecord) -> tuple[float, int]:
-    return record.arrival_s + record.slo.ttft_s, record.request
+    return _deadline_s(record), record.request
+
+
+def _deadline_s(record: RequestRecord) -> float:
+    return record.arrival_s + record.slo.ttft_s

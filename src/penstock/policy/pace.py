@@ -29,28 +29,40 @@ class Pace:
         self.share = share
         self.least = least
         self.most = beliefs.max_batched_tokens
-        self._known: dict[tuple[int, int, int, float], int] = {}
+        self._known: dict[tuple[int, int, int, float], tuple[int, float]] = {}
 
     def chunk(self, decodes: int, context: int, past: int, tpot_s: float) -> int:
         """Prompt tokens that may join ``decodes`` over ``context`` KV tokens, after ``past`` tokens of the prompt."""
         if decodes == 0 or tpot_s == inf or self.share == 0.0:
             return self.most
+        return self._cell(decodes, context, past, tpot_s)[0]
+
+    def rate(self, decodes: int, context: int, tpot_s: float) -> float:
+        """Prompt tokens/s in such chunks."""
+        unpaced = decodes == 0 or self.share == 0.0
+        chunk, step_s = self._cell(decodes, context, 0, inf if unpaced else tpot_s)
+        return chunk / step_s
+
+    def _cell(self, decodes: int, context: int, past: int, tpot_s: float) -> tuple[int, float]:
         key = (decodes // 4, context // 4096, past // 2048, tpot_s)
         found = self._known.get(key)
         if found is None:
-            found = self._search(key[0] * 4 + 2, key[1] * 4096 + 2048, key[2] * 2048, tpot_s * self.share)
+            most_s = inf if tpot_s == inf else tpot_s * self.share
+            found = self._search(key[0] * 4 + 2, key[1] * 4096 + 2048, key[2] * 2048, most_s)
             self._known[key] = found
         return found
 
-    def _search(self, decodes: int, context: int, past: int, step_s: float) -> int:
+    def _search(self, decodes: int, context: int, past: int, step_s: float) -> tuple[int, float]:
+        step = self.beliefs.step
         low, high = 0, self.most // GRAIN
         while low < high:
             middle = (low + high + 1) // 2
-            if self.beliefs.step.step_s(decodes, context, [middle * GRAIN], [past]) <= step_s:
+            if step.step_s(decodes, context, [middle * GRAIN], [past]) <= step_s:
                 low = middle
             else:
                 high = middle - 1
-        return max(low * GRAIN, self.least)
+        chunk = max(low * GRAIN, self.least)
+        return chunk, step.step_s(decodes, context, [chunk], [past])
 
 
 class PacedChunks(Chunking):
