@@ -10,8 +10,9 @@ import pytest
 
 from penstock.core.errors import PenstockError
 from penstock.experiment.setup import ClusterSetup, Setup, Target
+from penstock.league import play as league_play
 from penstock.league.entries import ENTRIES, MOONCAKE, QUICK, Entry, base_setup, chosen_entries, chosen_policies
-from penstock.league.play import FRACTIONS, League, play
+from penstock.league.play import FRACTIONS, League, Row, play
 from penstock.league.tables import BOUND, DETAILS, details, markdown, standing, standing_titles
 from penstock.policy.registry import PRESETS
 from tests.cli.support import document, ok, penstock
@@ -61,6 +62,40 @@ def test_tables_agree_with_rows(small: League) -> None:
     text = markdown(small)
     assert text.count("| arrow |") == 2 and "### 512/32" in text
     json.loads(msgspec.json.encode(small))
+
+
+def test_broken_off_it_shows_what_was_played_and_goes_on_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "league.jsonl"
+    other = Entry("1024/128", Target(1.0, 0.04), requests=150)
+    play_one = league_play.play_one
+    played: list[tuple[str, float | None]] = []
+
+    def impatient(setup: Setup, policy: str, *rest: object) -> Row:
+        played.append((policy, setup.slo.tpot_s))
+        if len(played) == 2:
+            raise KeyboardInterrupt
+        return play_one(setup, policy, *rest)  # type: ignore[arg-type]
+
+    impatient.__name__ = play_one.__name__
+    monkeypatch.setattr(league_play, "play_one", impatient)
+
+    def again() -> League:
+        return play(BASE, [SMALL, other], ["mixed", "least-kv"], split=2, tolerance=0.2, jobs=1, keep=str(kept))
+
+    first = again()
+    assert [row.policy for row in first.rows] == ["mixed"] and first.missing == 3
+    assert len(first.grounds) == 1
+    assert [row[1] for row in standing(first)[2:]] != ["not played"] and "mixed" in markdown(first)
+    with kept.open("a") as file:
+        file.write('{"key": "half a li')  # as a kill leaves it
+    whole = again()
+    assert whole.missing == 0 and len(whole.rows) == 4 and whole.rows[0] == first.rows[0]
+    assert played == [("mixed", 0.05), *[("least-kv", 0.05)] * 2, ("mixed", 0.04), ("least-kv", 0.04)]
+    kept.write_text("a diary\nof mine\n")
+    with pytest.raises(PenstockError, match="--keep"):
+        again()
 
 
 def test_whoever_cannot_play_says_why() -> None:

@@ -43,6 +43,14 @@ def league(
     markdown: Annotated[
         str | None, typer.Option(help="Write the tables as Markdown.", metavar="FILE", rich_help_panel=OUTPUT)
     ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="Write every result to this file at once; broken off and run again, the league goes on from there.",
+            metavar="FILE",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Play every policy on every built-in workload with the same GPUs, and set each beside the clairvoyant bound.
@@ -74,8 +82,11 @@ def league(
     with running(show, "searches") as done:
         played = play(
             base, entries, chosen, left_out=left_out, split=split, goal=goal, tolerance=tolerance, quick=quick,
-            jobs=jobs, done=done,
+            jobs=jobs, done=done, keep=keep,
         )  # fmt: skip
+    if played.missing > 0:
+        rest = "" if keep is None else "; the same command goes on from here"
+        show.note(f"broken off: {played.missing} searches are missing below{rest}")
     show.print(conclusion(played))
     show.print(standing_table(played), *(details_table(played, ground.name) for ground in played.grounds))
     for row in played.rows:
@@ -90,6 +101,8 @@ def league(
         show.wrote(report)
     document: dict[str, Any] = {"schema": SCHEMA, "penstock": penstock.__version__, "conclusion": conclusion(played)}
     show.json(document | {"setup": base.plain()} | msgspec.to_builtins(played))
+    if played.missing > 0:
+        raise typer.Exit(130)
 
 
 def _write_report(path: str, played: League) -> None:

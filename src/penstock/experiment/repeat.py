@@ -58,16 +58,23 @@ def cores(jobs: int) -> int:
 
 
 def fan_out(
-    call: Callable[..., T], tasks: Sequence[tuple[Any, ...]], jobs: int = 0, done: Done | None = None
+    call: Callable[..., T],
+    tasks: Sequence[tuple[Any, ...]],
+    jobs: int = 0,
+    done: Done | None = None,
+    each: Callable[[int, T], None] | None = None,
 ) -> list[T]:
     """``[call(*task) for task in tasks]`` over ``jobs`` processes, in order; in this process for one job or one task.
 
-    ``done`` is told how many have ended. Errors of a task are raised here, the first in order of completion.
+    ``done`` is told how many have ended, ``each`` gets every result with the number of its task, as they end. Errors of
+    a task are raised here, the first in order of completion.
     """
     workers = min(cores(jobs), len(tasks))
     found: dict[int, T] = {}
     for i, value in _serial(call, tasks) if workers < 2 else _parallel(call, tasks, workers):
         found[i] = value
+        if each is not None:
+            each(i, value)
         if done is not None:
             done(len(found))
     return [found[i] for i in range(len(tasks))]

@@ -22,6 +22,7 @@ from penstock.experiment.repeat import fan_out
 from penstock.experiment.setup import Setup, replace
 from penstock.experiment.traffic import slos
 from penstock.league.entries import Entry
+from penstock.league.ledger import Ledger
 from penstock.policy.registry import preset
 from penstock.rank.clairvoyant import Clairvoyant, Fluid
 from penstock.report.metrics import RunMetrics, summarize
@@ -79,12 +80,13 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class League(msgspec.Struct, frozen=True):
-    """All of it, in the order of the workloads and of the registry."""
+    """All of it, in the order of the workloads and of the registry. ``missing``: rows not played, being broken off."""
 
     grounds: list[Ground]
     rows: list[Row]
     goal: float
     left_out: dict[str, str]
+    missing: int = 0
 
     @property
     def policies(self) -> list[str]:
@@ -116,8 +118,9 @@ def play(
     quick: bool = False,
     jobs: int = 0,
     done: Callable[[int, int], None] | None = None,
+    keep: str | None = None,
 ) -> League:
-    """Play the league.
+    """Play the league. Broken off by Ctrl-C while policies play, it returns what they have played.
 
     Parameters
     ----------
@@ -125,12 +128,15 @@ def play(
         Prefill instances, instead of the best split.
     done : callable, optional
         Told the number of searches that have ended, and of all.
+    keep : str, optional
+        A file that gets every result at once; results that it has already are not played again.
 
     Raises
     ------
     PenstockError
         As the runs do. A policy that cannot run in a workload is no error: its row says why.
     """
+    rates_kept, rows_kept = Ledger(keep, float), Ledger(keep, Row)
     setups = [entry.setup(base, quick) for entry in entries]
     bounds = fan_out(bound_of, [(one, goal) for one in setups], jobs)
     needed = any(preset(name).disaggregated for name in policies)
@@ -143,7 +149,7 @@ def play(
         return None if done is None else lambda finished: done(before + finished, total)
 
     tasks = [(s, bounds[i][0].any_rps, goal, SPLIT_TOLERANCE) for i, s in tries]
-    rates = fan_out(split_goodput, tasks, jobs, told(0))
+    rates = rates_kept.fan_out(split_goodput, tasks, jobs, told(0))
     grounds = []
     for i, one in enumerate(setups):
         mine = {s.cluster.prefill: rate for (k, s), rate in zip(tries, rates, strict=True) if k == i}
@@ -152,8 +158,15 @@ def play(
         tried = {str(p): rate for p, rate in mine.items()}
         grounds.append(Ground(entries[i].name, with_split(one, best), bound, attained, tried))
     plays = [(g.setup, name, g.name, g.bound.any_rps, goal, tolerance) for g in grounds for name in policies]
-    rows = fan_out(play_one, plays, jobs, told(len(tries)))
-    return League(grounds, rows, goal, left_out or {})
+    try:
+        rows = rows_kept.fan_out(play_one, plays, jobs, told(len(tries)))
+    except KeyboardInterrupt:
+        rows = rows_kept.known(play_one, plays)
+        if not rows:
+            raise
+        begun = {row.workload for row in rows}
+        grounds = [ground for ground in grounds if ground.name in begun]
+    return League(grounds, rows, goal, left_out or {}, len(plays) - len(rows))
 
 
 def bound_of(setup: Setup, goal: float) -> tuple[Clairvoyant, dict[str, float]]:

@@ -41,10 +41,15 @@ def standing(league: League) -> list[list[str]]:
     ]
     by_name = {(row.policy, row.workload): row for row in league.rows}
     for policy, mean, least in league.standing():
-        rows = [by_name[policy, g.name] for g in league.grounds]
-        cells = ["cannot run" if row.problem else _shared(row.goodput_rps, row.share) for row in rows]
+        cells = [_goodput(by_name.get((policy, g.name))) for g in league.grounds]
         found.append([policy, *cells, percent(mean), percent(least)])
     return found
+
+
+def _goodput(row: Row | None) -> str:
+    if row is None:
+        return "not played"
+    return "cannot run" if row.problem else _shared(row.goodput_rps, row.share)
 
 
 def details(league: League, workload: str) -> list[list[str]]:
@@ -82,7 +87,7 @@ def _shared(rate: float, share: float) -> str:
 def conclusion(league: League) -> str:
     """Who leads, overall and by workload."""
     first = league.standing()[0]
-    wins = [league.of(g.name)[0] for g in league.grounds]
+    wins = [row for g in league.grounds for row in league.of(g.name)[:1]]
     best = ", ".join(f"{row.policy} on {row.workload} ({row.share:.0%})" for row in wins if row.goodput_rps > 0)
     return (
         f"{first[0]} comes closest to the clairvoyant bound: {percent(first[1])} of it in the mean, "
