@@ -71,6 +71,18 @@ def test_fixed_roles_are_bound_more_tightly_and_goals_trade() -> None:
     assert lax.any_rps > strict.any_rps * 0.99 / 0.8
 
 
+def test_not_knowing_outputs_costs_where_they_make_the_work() -> None:
+    prompts, outputs = (
+        Fluid(conv(workload=WorkloadSetup(synthetic=name, requests=1000))).bound()
+        for name in ("1000-9000/8", "100/10-9000")
+    )
+    assert prompts.blind_rps == pytest.approx(prompts.any_rps, rel=0.01)
+    assert outputs.blind_rps < 0.95 * outputs.any_rps
+    # Whoever serves a random 90 % serves 90 % of the work.
+    everything = Fluid(conv(workload=WorkloadSetup(synthetic="100/10-9000", requests=1000))).bound(1.0)
+    assert outputs.blind_rps == pytest.approx(everything.any_rps / 0.9, rel=0.04)
+
+
 def test_it_scales_with_the_instances_and_does_not_see_the_split() -> None:
     two = Fluid(conv(cluster=ClusterSetup(prefill=1, decode=1))).bound()
     four = Fluid(conv(cluster=ClusterSetup(prefill=1, decode=3))).bound()

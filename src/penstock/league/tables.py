@@ -13,6 +13,7 @@ from penstock.report.columns import number, percent, seconds
 
 BOUND = "clairvoyant bound"
 SPLIT_BOUND = "bound of fixed roles"
+BLIND = "outputs unknown"
 DETAILS = (
     "Policy",
     "Goodput, req/s",
@@ -38,6 +39,7 @@ def standing(league: League) -> list[list[str]]:
     found = [
         [BOUND, *(number(b.any_rps) for b in bounds), "", ""],
         [SPLIT_BOUND, *(_shared(b.split_rps, b.split_rps / b.any_rps) for b in bounds), "", ""],
+        [BLIND, *(_shared(b.blind_rps, b.blind_rps / b.any_rps) for b in bounds), "", ""],
     ]
     by_name = {(row.policy, row.workload): row for row in league.rows}
     for policy, mean, least in league.standing():
@@ -99,7 +101,8 @@ def legend(league: League) -> str:
     """What the figures mean, in a few sentences."""
     return (
         f"Goodput: the highest rate at which {league.goal:.0%} of the requests meet their SLO. The bound is what no "
-        "policy can pass on the same instances (docs/bound.md); in brackets, shares of it, and under a workload's name "
+        "policy can pass on the same instances (docs/bound.md), and what is left of it for those who do not know how "
+        "long an output will be; in brackets, shares of the bound, and under a workload's name "
         f"the split of the policies that disaggregate. Latencies, energy, moves and flips at {AT:.0%} of the bound."
     )
 
@@ -110,7 +113,7 @@ def standing_table(league: League) -> Table:
     wins = {g.name: {row.policy for row in league.of(g.name)[:1] if row.goodput_rps > 0} for g in league.grounds}
     table = _table(standing_titles(league), legend(league))
     for row in rows:
-        style = "dim" if row[0] in (BOUND, SPLIT_BOUND) else ""
+        style = "dim" if row[0] in (BOUND, SPLIT_BOUND, BLIND) else ""
         cells = [Text(row[0], style=style or "bold")]
         for ground, text in zip(league.grounds, row[1:], strict=False):
             cells.append(Text(text, style="bold green" if row[0] in wins[ground.name] else style))

@@ -69,6 +69,7 @@ class Clairvoyant(msgspec.Struct, frozen=True):
     split_rps: float
     finite_rps: float | None
     prefill_share: float
+    blind_rps: float
 
 
 class Fluid:
@@ -104,10 +105,10 @@ class Fluid:
         if not self._base:
             raise PenstockError("no bound is known for this kind of step model", "use the roofline or a fitted profile")
 
-    def attainment(self, rate_rps: float, *, split: bool = False, finite: bool = False) -> float:
-        """No policy attains more at this rate (0..1); ``split`` and ``finite`` as in :class:`Clairvoyant`."""
+    def attainment(self, rate_rps: float, *, split: bool = False, finite: bool = False, blind: bool = False) -> float:
+        """No policy attains more at this rate (0..1); ``split``, ``finite``, ``blind`` as in :class:`Clairvoyant`."""
         needs = self._needs(rate_rps, split)
-        return needs.attainment(len(self.cluster.instances), finite)
+        return needs.attainment(len(self.cluster.instances), finite, blind)
 
     def bound(self, goal: float = GOAL) -> Clairvoyant:
         """The highest rates with that attainment.
@@ -129,11 +130,12 @@ class Fluid:
             split_rps=split,
             finite_rps=finite if math.isfinite(finite) else None,
             prefill_share=prefill,
+            blind_rps=self._highest(goal, split=False, finite=False, blind=True),
         )
 
-    def _highest(self, goal: float, split: bool, finite: bool) -> float:
+    def _highest(self, goal: float, split: bool, finite: bool, blind: bool = False) -> float:
         def meets(rate: float) -> bool:
-            return self.attainment(rate, split=split, finite=finite) >= goal - SLACK
+            return self.attainment(rate, split=split, finite=finite, blind=blind) >= goal - SLACK
 
         low, high = 1.0, 1.0
         if meets(low):
@@ -172,7 +174,7 @@ class Fluid:
             p, d = prefill[ps[0], alone].sum() if split else 0.0, decode[:, alone].sum(axis=1).max()
             share = float(p / (p + d)) if p + d > 0 else 0.0
         uses = [prefill[p] + decode[d] for p, d in pairs]
-        return Needs(trace.arrival_s, alone, due, uses, _windows(self._setup, trace), share)
+        return Needs(trace.arrival_s, load.prompts, alone, due, uses, _windows(self._setup, trace), share)
 
     def _transfer_s(self, load: Load) -> F64:
         kv = load.prompts * self.cluster.kv_bytes_per_token
@@ -203,17 +205,19 @@ class Needs:
     """
 
     arrival_s: F64
+    prompts: F64
     alone: NDArray[np.bool_]
     due_s: F64
     uses: list[F64]
     windows: list[tuple[int, int]]
     prefill_share: float
 
-    def attainment(self, instances: int, finite: bool) -> float:
+    def attainment(self, instances: int, finite: bool, blind: bool) -> float:
         """The most requests that ``instances`` can serve in time, as a share of all."""
-        return sum(self._most(first, last, instances, finite) for first, last in self.windows) / len(self.arrival_s)
+        most = sum(self._most(first, last, instances, finite, blind) for first, last in self.windows)
+        return most / len(self.arrival_s)
 
-    def _most(self, first: int, last: int, instances: int, finite: bool) -> int:
+    def _most(self, first: int, last: int, instances: int, finite: bool, blind: bool) -> int:
         rows = slice(first, last)
         alone = self.alone[rows]
         best = int(alone.sum())
@@ -224,13 +228,14 @@ class Needs:
                 return best
             span *= (last - first) / (last - first - 1)
         due = self.due_s[rows][alone]
+        shortest = np.argsort(self.prompts[rows][alone], kind="stable")
         ends = np.unique(np.quantile(due, COVERED, method="higher")).tolist() if finite and len(due) else [0.0]
         for use in self.uses:
             mine = use[rows][alone]
             for end in ends:
                 if not math.isfinite(end):
                     continue
-                covered = np.sort(mine[due <= end] if finite else mine)
+                covered = mine[shortest] if blind else np.sort(mine[due <= end] if finite else mine)
                 served = int(np.searchsorted(np.cumsum(covered), instances * (span + end) * (1 + SLACK), side="right"))
                 best = min(best, len(mine) - len(covered) + served)
         return best
