@@ -10,11 +10,13 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from penstock.experiment.build import run
+from penstock.core.types import Role
+from penstock.experiment.build import build, build_cluster, run, with_policy
 from penstock.experiment.goodput import goodput
 from penstock.experiment.setup import ClusterSetup, Setup, Target, TruthSetup, WorkloadSetup, replace
 from penstock.experiment.traffic import slos
-from penstock.rank.bounds import Bound, Bounds, load_of
+from penstock.policy.registry import PRESETS
+from penstock.rank.bounds import FREE, Bound, Bounds, load_of
 from penstock.report.metrics import Verdicts
 
 
@@ -139,3 +141,11 @@ def test_shared_prefixes_are_not_charged_twice(tmp_path: Path) -> None:
     apart = bound(replace(setup, cluster=replace(setup.cluster, prefix_caching=False)), 0.9)
     assert apart.rate_rps < found.rate_rps
     assert attained(setup, 1.01 * apart.rate_rps) >= 0.9 > attained(setup, 1.01 * found.rate_rps)
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_nothing_is_said_of_policies_that_the_bounds_do_not_cover(name: str) -> None:
+    setup = with_policy(Setup(cluster=ClusterSetup(hardware="h100", prefill=1, decode=1)), name)
+    policy, _ = build(setup, build_cluster(setup))
+    shares = policy.engine is not None and policy.engine.parts(0, Role.MIXED).sharing is not None
+    assert (name in FREE) == (policy.roles is not None or shares)

@@ -59,8 +59,8 @@ class Bound(msgspec.Struct, frozen=True):
     resource: str
 
 
-FLUID = ("arrow", "xllm")
-"""Policies under which an instance does not keep to one phase."""
+FREE = ("arrow", "xllm", "duet", "duet-static")
+"""Policies under which an instance does not keep to one phase, or computes two steps at once."""
 SLACK = 1e-9
 """Relative room for rounding where a request's feasibility is judged."""
 UNKNOWN = Bound(math.inf, "")
@@ -98,7 +98,7 @@ class Use:
 class Bounds:
     """Bounds of many setups of one workload, for each of some seeds.
 
-    Nothing is said (inf) where step times are noisy or faults occur, instances change roles, a change of the rate is
+    Nothing is said (inf) where step times are noisy or faults occur, instances change roles or do two steps at once, a change of the rate is
     not a change of scale (workloads of several phases), or the step model is of a kind without lines.
     """
 
@@ -112,7 +112,7 @@ class Bounds:
 
         Setups of one ``kind`` have the same instances, in other numbers.
         """
-        if setup.truth.noise > 0 or setup.truth.faults or setup.policy in FLUID:
+        if setup.truth.noise > 0 or setup.truth.faults or setup.policy in FREE:
             return [UNKNOWN] * len(self._loads)
         cluster = build_cluster(setup)
         if kind not in self._lines:
