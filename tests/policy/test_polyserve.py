@@ -22,7 +22,7 @@ from penstock.policy.parts import Beliefs, Policy
 from penstock.policy.polyserve import PolyServeDecode, PolyServeMixed, Router
 from penstock.policy.profile_table import ProfileTable
 from penstock.policy.registry import build_policy
-from penstock.policy.tiers import POOL, Tiers
+from penstock.policy.tiers import POOL, Demand, Tiers
 from penstock.policy.view import ClusterView, RequestRecord
 from penstock.report.metrics import Verdicts
 from penstock.sim.cluster import ClusterSpec, InstanceSpec, Scenario
@@ -172,7 +172,7 @@ def fill(router: PolyServeDecode, view: ClusterView, i: int, tier: float, tokens
     if router.tiers.budget_s[i] == POOL:
         router.tiers.take(i, tier)
     for k in range(running):
-        router.residents[i].put(1000 * (i + 1) + k, tokens // running, 1, 0.0)
+        router.residents[i].put(1000 * (i + 1) + k, tokens // running, 1, 0.0, tier)
     view.sync(i, load(tokens, running, 0.02), 0.0)
 
 
@@ -219,6 +219,76 @@ def test_a_tier_without_a_server_takes_over_one_that_meets_its_budget() -> None:
     router.tiers.give_back(0)
     router.tiers.take(0, 0.1)
     assert router.place(prefilled(2, 500, CLASSES[0]), view, 0.1).waits
+
+
+def test_guests_get_only_what_their_hosts_do_not_need() -> None:
+    router, view = ladder()
+    tight, loose = CLASSES[0], CLASSES[1]
+    fill(router, view, 0, tight.tpot_s, 5_000, 5)
+    fill(router, view, 1, loose.tpot_s, 96_000, 40)
+    for number in range(100):  # that many need a tight server, wherever they are
+        router.observe(RequestArrived(number, 100, tight), view, 0.0)
+        router.demand.begin(number)
+    assert router.place(prefilled(500, 500, loose), view, 0.1).instance == 2, "from the pool"
+    for number in range(100):
+        router.demand.end(number)
+    fill(router, view, 2, loose.tpot_s, 96_000, 40)
+    assert router.place(prefilled(501, 500, loose), view, 0.1).instance == 0, "a guest"
+    assert router.guests == 1
+
+
+def test_a_server_with_only_guests_left_is_theirs() -> None:
+    router, view = ladder()
+    fill(router, view, 0, 0.02, 5_000, 5)
+    for number, slo in ((7, CLASSES[1]), (8, CLASSES[2])):
+        router.tiers.tier_of(slo.tpot_s)
+        router.residents[0].put(number, 500, 1, 0.0, slo.tpot_s)
+        router._where[number] = (0, 0.0)
+    for k in range(5):
+        assert router.tiers.budget_s[0] == 0.02
+        router._where[1000 + k] = (0, 0.0)
+        router.observe(Finished(1000 + k, 0, 9, load(4_000, 5)), view, 1.0)
+    assert router.tiers.budget_s[0] == CLASSES[1].tpot_s, "that of the tightest guest"
+
+
+def test_a_tier_in_need_gets_a_server_drained() -> None:
+    router, view = ladder()
+    tight, loose = CLASSES[0], CLASSES[1]
+    for i in range(4):
+        fill(router, view, i, loose.tpot_s, 60_000 + 1000 * i, 30)
+    for number in range(100):
+        router.observe(RequestArrived(number, 100, tight), view, 0.0)
+        router.demand.begin(number)
+    assert router.place(prefilled(500, 500, tight), view, 0.1).waits
+    assert router.promised_to(tight.tpot_s, view.decodes) == [0], "the least loaded"
+    assert router.place(prefilled(501, 500, loose), view, 0.1).instance == 3
+    for i in (1, 2, 3):
+        view.sync(i, load(96_000, 40, 0.02), 0.1)
+        for k in range(30, 70):
+            router.residents[i].put(1000 * (i + 1) + k, 2_000, 1, 0.1, loose.tpot_s)
+    assert router.place(prefilled(502, 500, loose), view, 1.0).waits, (
+        "none of its own, though the promised one has room"
+    )
+    for k in range(29):
+        router._where[1000 + k] = (0, 0.0)
+        router.observe(Finished(1000 + k, 0, 9, load(2_000, 1)), view, 1.0)
+    view.sync(0, load(2_000, 1, 0.02), 1.0)
+    assert router.place(prefilled(503, 500, tight), view, 1.1).instance == 0
+    assert router.tiers.budget_s[0] == tight.tpot_s and not router.promises
+
+
+def test_demand_counts_from_the_beginning_of_a_need_to_the_end() -> None:
+    demand = Demand()
+    demand.begin(1)
+    assert demand.of(0.02) == 0, "of unknown tier"
+    demand.expect(2, 0.02)
+    assert demand.of(0.02) == 0
+    demand.begin(2)
+    demand.begin(2)
+    assert demand.of(0.02) == 1
+    demand.end(2)
+    demand.end(2)
+    assert demand.of(0.02) == 0
 
 
 class Classy(World):

@@ -136,9 +136,10 @@ class Residents:
         self._at_s = 0.0
         self._slot: dict[int, int] = {}
         self._ids: list[int] = []
-        # Iteration at which it had no output yet; its prompt tokens.
+        # Iteration at which it had no output yet; its prompt tokens; the tier it would be in by its own target, s.
         self._start: Any = np.empty(64)
         self._prompt: Any = np.empty(64)
+        self._tier: Any = np.empty(64)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -165,7 +166,15 @@ class Residents:
         n = len(self._ids)
         return n * self.now(now_s) - float(self._start[:n].sum())
 
-    def put(self, request: int, prompt_tokens: int, generated: float, now_s: float) -> None:
+    def tightest(self) -> float:
+        """The tightest own tier of those who are here, inf if nobody is."""
+        return float(self._tier[: len(self._ids)].min(initial=inf))
+
+    def looser_than(self, tier: float) -> int:
+        """How many are guests from looser tiers than ``tier``."""
+        return int((self._tier[: len(self._ids)] > tier).sum())
+
+    def put(self, request: int, prompt_tokens: int, generated: float, now_s: float, tier_s: float = inf) -> None:
         """A request that has ``generated`` tokens is here, or comes; one that is known starts afresh from there."""
         k = self._slot.get(request)
         if k is None:
@@ -173,11 +182,13 @@ class Residents:
             if k == len(self._start):
                 self._start = np.concatenate((self._start, np.empty(k)))
                 self._prompt = np.concatenate((self._prompt, np.empty(k)))
+                self._tier = np.concatenate((self._tier, np.empty(k)))
             self._ids.append(request)
             self._slot[request] = k
             self.version += 1
         self._start[k] = self.now(now_s) - generated
         self._prompt[k] = prompt_tokens
+        self._tier[k] = tier_s
 
     def restart(self, request: int, generated: int, now_s: float) -> None:
         """A request that is here has ``generated`` tokens now."""
@@ -187,8 +198,9 @@ class Residents:
         """A request goes on elsewhere from where it is."""
         k = self._slot[request]
         generated, prompt = self.now(now_s) - float(self._start[k]), int(self._prompt[k])
+        tier_s = float(self._tier[k])
         self.drop(request)
-        target.put(request, prompt, generated, now_s)
+        target.put(request, prompt, generated, now_s, tier_s)
 
     def drop(self, request: int) -> bool:
         """A request is gone; False if it was not here."""
@@ -202,6 +214,7 @@ class Residents:
             self._slot[last] = k
             self._start[k] = self._start[n]
             self._prompt[k] = self._prompt[n]
+            self._tier[k] = self._tier[n]
         self.version += 1
         return True
 

@@ -19,6 +19,8 @@ from __future__ import annotations
 from math import ceil, inf
 from typing import Any, Final
 
+import numpy as np
+
 from penstock.core.events import (
     Aborted,
     DecodeStarted,
@@ -29,6 +31,7 @@ from penstock.core.events import (
     MigrationDone,
     MigrationFailed,
     PrefillDone,
+    RequestArrived,
 )
 from penstock.core.types import Slo
 from penstock.policy.chunking import Credit, TierKit
@@ -38,12 +41,19 @@ from penstock.policy.options import Option, OptionValue, number, word
 from penstock.policy.parts import Beliefs, Choice, DecodePlacement, Part, Policy, PrefillPlacement
 from penstock.policy.placement import LeastPrefillWork
 from penstock.policy.profile_table import ProfileTable
-from penstock.policy.tiers import Tiers
+from penstock.policy.tiers import Demand, Tiers
 from penstock.policy.view import ClusterView, RequestRecord
 
 ON_OFF: Final = ("on", "off")
 ASK_AGAIN_S: Final = 0.5
 """A server that refused, and that nobody has left since, is not worked out again for this long."""
+
+GUESTS_FROM: Final = 0.5
+"""A host tier keeps so many servers beyond its own need to itself."""
+SAME_BATCH: Final = 0.95
+"""Tiers whose batches differ by less are worth the same."""
+PROMISE_FROM: Final = 1.0
+"""A server drains for a tier that lacks so many servers more than its own."""
 
 POLYSERVE_OPTIONS = (
     Option("ttft-test", "on", "test that the prefill ends within TTFT", "paper", words=ON_OFF),
@@ -60,11 +70,11 @@ POLYSERVE_OPTIONS = (
     Option(
         "reclaim",
         "on",
-        "with the pool empty, a tier takes over a looser one's server that meets its budget",
+        "with the pool empty, a tier takes over a looser one's server, drained if need be",
         words=ON_OFF,
     ),
     Option("merge", 1.0, "TPOT targets within this factor share a tier", low=1.0),
-    Option("margin", 0.0, "share of the TPOT budget that is left unused", low=0.0, high=0.9),
+    Option("margin", 0.03, "share of the TPOT budget that is left unused", low=0.0, high=0.9),
     Option("memory", 0.97, "share of the KV cache that may be planned full", low=0.1, high=1.0),
     Option("prior", 256.0, "average output tokens before anything has finished", low=1.0),
 )
@@ -79,6 +89,8 @@ class Router(Part):
     """The ladder, over the servers of one role. Subclasses say what a placement leads to."""
 
     observes = True
+    from_arrival = False
+    """Does a request need a server of these from its arrival on, or only once it is prefilled?"""
 
     def __init__(self, table: ProfileTable, tests: Admissibility, tiers: Tiers, average: AverageLength) -> None:
         self.table = table
@@ -96,12 +108,16 @@ class Router(Part):
         self._where: dict[int, tuple[int, float]] = {}
         # The latest placement that a server itself refused: (version of its residents, budget, tokens, when).
         self._full: dict[int, tuple[int, float, int, float]] = {}
+        self.demand = Demand()
+        # Servers that drain for a tighter tier.
+        self.promises: dict[int, float] = {}
 
     # -- what happens -----------------------------------------------------------------------------------------------
 
     def observe(self, event: Event, view: ClusterView, now_s: float) -> None:
         """Keep the books of who is where, and give empty servers back."""
         self._cover(view)
+        self._count(event)
         if isinstance(event, Finished):
             self._carry(event.instance, view, now_s)
             self._gone(event.request)
@@ -127,7 +143,18 @@ class Router(Part):
                 self._lost_at(request, now_s)
             self.residents[event.instance] = Residents()
             self._full.pop(event.instance, None)
+            self.promises.pop(event.instance, None)
             self.tiers.give_back(event.instance)
+
+    def _count(self, event: Event) -> None:
+        if isinstance(event, RequestArrived):
+            self.demand.expect(event.request, self.tiers.tier_of(event.slo.tpot_s))
+            if self.from_arrival:
+                self.demand.begin(event.request)
+        elif isinstance(event, PrefillDone):
+            self.demand.begin(event.request)
+        elif isinstance(event, (Finished, Aborted)):
+            self.demand.end(event.request)
 
     def _cover(self, view: ClusterView) -> None:
         self.tiers.cover(view.size)
@@ -156,7 +183,10 @@ class Router(Part):
 
     def _release(self, i: int) -> None:
         if len(self.residents[i]) == 0:
+            self.promises.pop(i, None)
             self.tiers.give_back(i)
+        else:
+            self.tiers.loosen(i, self.residents[i].tightest())
 
     # -- the ladder -------------------------------------------------------------------------------------------------
 
@@ -176,6 +206,8 @@ class Router(Part):
         i = self._within(own, request, view, rows, now_s, lost)
         if i < 0 and self.promotion:
             for tier in tiers.tighter(own):
+                if not self._has_room_for_guests(tier, own, view, rows, now_s):
+                    continue
                 i = self._within(tier, request, view, rows, now_s, lost)
                 if i >= 0:
                     self.guests += 1
@@ -189,22 +221,34 @@ class Router(Part):
         if self._where.get(request.request, (i, 0.0))[0] != i:
             self._gone(request.request)
         self._where[request.request] = (i, now_s)
-        self.residents[i].put(request.request, request.prompt_tokens, request.generated, now_s)
+        self.residents[i].put(request.request, request.prompt_tokens, request.generated, now_s, own)
         return Choice(i)
 
     def _within(
         self, tier: float, request: RequestRecord, view: ClusterView, rows: Any, now_s: float, lost: bool
     ) -> int:
-        """The first server of a tier, in order of load, that admits; -1 if none does."""
+        """The first server of a tier, in order of load, that admits; -1 if none does.
+
+        Guests do not count in that order, and they begin at its other end where they take the place of more tight
+        requests than they would of their own: so a tier with too many servers keeps them free of its own requests.
+        """
+        own = self.tiers.tier_of(request.slo.tpot_s)
         servers = self.tiers.servers(tier, rows)
+        if self.promises:
+            servers = np.array([i for i in servers.tolist() if self.promises.get(i, own) == own], np.intp)
         if len(servers) == 0:
             return -1
-        load = self.load_s(view, servers, now_s)
-        order = (-load if self.highest else load).argsort(kind="stable")
+        load = self.load_s(view, servers, now_s) * self._hosts_share(servers, tier)
+        order = (-load if self.highest and own == tier else load).argsort(kind="stable")
         for i in servers[order].tolist():
             if self._admits(i, tier, request, view, now_s, lost):
                 return int(i)
         return -1
+
+    def _hosts_share(self, servers: Any, tier: float) -> Any:
+        """Share of the residents of each server that are no guests: float64[k]."""
+        residents = [self.residents[i] for i in servers.tolist()]
+        return np.array([1.0 - there.looser_than(tier) / max(len(there), 1) for there in residents])
 
     def _from_pool(
         self, own: float, request: RequestRecord, view: ClusterView, rows: Any, now_s: float, lost: bool
@@ -215,10 +259,50 @@ class Router(Part):
                 return int(i)
         return -1
 
+    def _has_room_for_guests(self, tier: float, own: float, view: ClusterView, rows: Any, now_s: float) -> bool:
+        """May a tighter tier take guests of ``own``? Only into what it has beyond its own need.
+
+        A guest costs a tighter server more than its own would, since fewer fit there: were it let in anywhere, the
+        tight tier would be full of guests and ask for ever more servers. Where the cache ends the batch in both tiers,
+        a place is worth the same in both.
+        """
+        batch = self.batch(tier, view, rows, now_s)
+        if batch >= SAME_BATCH * self.batch(own, view, rows, now_s):
+            return True
+        guests = sum([self.residents[i].looser_than(tier) for i in self.tiers.servers(tier, rows).tolist()])
+        return bool(self.spare(tier, view, rows, now_s) - guests / batch >= GUESTS_FROM)
+
+    def batch(self, tier: float, view: ClusterView, rows: Any, now_s: float) -> float:
+        """Requests of the present mean size that a server holds within a tier's budget and its cache; 1 or more."""
+        running = float(view.decode_requests(rows).sum())
+        context = float(view.resident_tokens(now_s, rows).sum()) / running if running > 0.0 else 0.0
+        context = max(context, 1.0)
+        budget_s = tier * (1.0 - self.margin)
+        low, high = 1.0, max(self.memory * float(view.capacity_tokens[rows].mean()) / context, 1.0)
+        if self.table.decodes.one(high, high * context) <= budget_s:
+            return high
+        while high - low > 0.01 * high:
+            middle = 0.5 * (low + high)
+            fits = self.table.decodes.one(middle, middle * context) <= budget_s
+            low, high = (middle, high) if fits else (low, middle)
+        return low
+
+    def spare(self, tier: float, view: ClusterView, rows: Any, now_s: float) -> float:
+        """Servers that a tier has beyond what its requests, those that wait too, need; negative if it needs more."""
+        return len(self.tiers.servers(tier, rows)) - self.demand.of(tier) / self.batch(tier, view, rows, now_s)
+
     def _reclaimed(
         self, own: float, request: RequestRecord, view: ClusterView, rows: Any, now_s: float, lost: bool
     ) -> int:
-        """A looser tier's least loaded server, if all that is there fits the tighter budget too: it changes tier."""
+        """A looser tier's server, if all that is there fits the tighter budget too: it changes tier. Else -1.
+
+        A full server never fits; one of a tier that needs its servers less is *promised*, and from then on its old
+        tier places nothing more there.
+        """
+        for i in self.promised_to(own, rows):
+            if self._admits(i, own, request, view, now_s, lost):
+                self._change(i, own)
+                return i
         for tier in reversed(self.tiers.known):
             if tier <= own:
                 break
@@ -227,10 +311,39 @@ class Router(Part):
                 continue
             i = int(servers[self.load_s(view, servers, now_s).argmin()])
             if self._admits(i, own, request, view, now_s, lost):
-                self.tiers.give_back(i)
-                self.tiers.take(i, own)
+                self._change(i, own)
                 return i
+        self._take_promises_back(own, view, rows, now_s)
+        if not self.promised_to(own, rows):
+            self._promise(own, view, rows, now_s)
         return -1
+
+    def _promise(self, own: float, view: ClusterView, rows: Any, now_s: float) -> None:
+        """Promise this tier the least loaded server of the looser tier that can spare one best, if one can."""
+        donor, most = -1.0, self.spare(own, view, rows, now_s) + PROMISE_FROM
+        for tier in self.tiers.known:
+            if tier > own and len(self.tiers.servers(tier, rows)) > 0:
+                spare = self.spare(tier, view, rows, now_s)
+                if spare > most:
+                    donor, most = tier, spare
+        free = [i for i in self.tiers.servers(donor, rows).tolist() if i not in self.promises] if donor > 0.0 else []
+        if free:
+            self.promises[free[int(self.load_s(view, np.array(free), now_s).argmin())]] = own
+
+    def _take_promises_back(self, own: float, view: ClusterView, rows: Any, now_s: float) -> None:
+        """Where a tier has enough by now, the server that drains for it goes on as it was: somebody waits."""
+        for server, promised in list(self.promises.items()):
+            if promised != own and self.spare(promised, view, rows, now_s) >= 0.0:
+                del self.promises[server]
+
+    def promised_to(self, tier: float, rows: Any) -> list[int]:
+        """Servers that drain for a tier."""
+        return [i for i, promised in self.promises.items() if promised == tier and i in rows]
+
+    def _change(self, i: int, tier: float) -> None:
+        self.promises.pop(i, None)
+        self.tiers.give_back(i)
+        self.tiers.take(i, tier)
 
     def _admits(self, i: int, tier: float, request: RequestRecord, view: ClusterView, now_s: float, lost: bool) -> bool:
         """All tests, on one server, for the budget of ``tier``."""
@@ -321,6 +434,8 @@ class PolyServeDecode(DecodePlacement, Router):
 
 class PolyServeMixed(PrefillPlacement, Router):
     """Mixed servers in tiers, with continuous chunked-prefill prediction."""
+
+    from_arrival = True
 
     def __init__(
         self, table: ProfileTable, tests: Admissibility, tiers: Tiers, average: AverageLength, max_batched_tokens: int

@@ -1,7 +1,7 @@
 """TPOT tiers and the servers they hold (PolyServe, arXiv 2507.17769): a tier for each TPOT, the rest is a pool.
 
-A tier is named by its TPOT budget in seconds. Servers change hands in two ways only: a tier takes one from the pool,
-and an empty one goes back.
+A tier is named by its TPOT budget in seconds. It takes servers from the pool, and empty ones go back. A server whose
+last request of its own tier has left, with guests from looser tiers on it, becomes one of the tightest of these.
 """
 
 from __future__ import annotations
@@ -73,8 +73,44 @@ class Tiers:
         self.budget_s[server] = tier
         self.taken += 1
 
+    def loosen(self, server: int, tier: float) -> None:
+        """The tightest request there is of ``tier``: if that is looser than the server's tier, it changes to it."""
+        if self.budget_s[server] < tier:
+            self.budget_s[server] = tier
+
     def give_back(self, server: int) -> None:
         """Put a server into the pool: it has run empty, or is gone."""
         if self.budget_s[server] != POOL:
             self.budget_s[server] = POOL
             self.given += 1
+
+
+class Demand:
+    """How many requests of each tier need a server now, whether they have one or wait."""
+
+    def __init__(self) -> None:
+        self._tier: dict[int, float] = {}
+        self._counted: set[int] = set()
+        self._count: dict[float, int] = {}
+
+    def expect(self, request: int, tier: float) -> None:
+        """A request of a tier has arrived."""
+        self._tier[request] = tier
+
+    def begin(self, request: int) -> None:
+        """It needs a server from now on (again, perhaps: lost ones begin twice)."""
+        if request in self._tier and request not in self._counted:
+            self._counted.add(request)
+            tier = self._tier[request]
+            self._count[tier] = self._count.get(tier, 0) + 1
+
+    def end(self, request: int) -> None:
+        """It has finished or was given up."""
+        tier = self._tier.pop(request, None)
+        if tier is not None and request in self._counted:
+            self._counted.discard(request)
+            self._count[tier] -= 1
+
+    def of(self, tier: float) -> int:
+        """Requests of a tier."""
+        return self._count.get(tier, 0)
