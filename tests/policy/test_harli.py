@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from penstock.core.errors import PenstockError
+from penstock.core.events import Aborted, Finished, PrefillDone
 from penstock.core.types import Role, Slo
 from penstock.experiment.build import run
 from penstock.experiment.setup import ClusterSetup, Setup, Target, WorkloadSetup
@@ -18,11 +19,11 @@ from penstock.perf.step import LinearStepModel
 from penstock.perf.tuning import CoRun, Profiler, TuningJob, activation_bytes, adapter_params
 from penstock.policy.corun import CoRunPredictor, SoloFit, profile
 from penstock.policy.engine import Situation
-from penstock.policy.harli import AdaptiveSplit, IdleOnly, Limits, StaticSplit
+from penstock.policy.harli import AdaptiveSplit, IdleOnly, Limits, MeasuredLimit, StaticSplit
 from penstock.policy.registry import build_policy
 from penstock.report.metrics import summarize
 from penstock.report.schema import RunMetrics
-from tests.policy.cluster import BELIEFS
+from tests.policy.cluster import BELIEFS, cluster, load
 
 MARGIN = 0.2
 LLAMA = model_spec("llama-3.1-8b")
@@ -119,7 +120,7 @@ def test_pairs_come_fastest_first() -> None:
 
 def split(limit_s: float, reserve: float = 0.0) -> AdaptiveSplit:
     pages = {k: truth().pages(k) for k in (1, 2)}
-    return AdaptiveSplit(predictor(), Limits(pages, reserve), limit_s, 32)
+    return AdaptiveSplit(predictor(), Limits(pages, reserve), MeasuredLimit(limit_s, 0.0, 0.0), 32)
 
 
 @pytest.mark.parametrize(("batch", "context"), [(1, 1000), (40, 40_000), (200, 250_000)])
@@ -167,15 +168,53 @@ def test_without_a_profiler_nothing_is_tuned() -> None:
     assert build_policy("harli", BELIEFS, Slo(1.0, 0.05)).engine is None
 
 
+# -- the limit ---------------------------------------------------------------------------------------------------------
+
+
+def test_late_requests_lower_the_limit_until_few_enough_are_late() -> None:
+    limit = MeasuredLimit(0.05, 0.2, late=0.1)
+    assert limit.limit_s == pytest.approx(0.04) and limit.strictness() == 1.0
+    for _ in range(5):
+        limit.ended(0.051)
+    assert limit.limit_s == pytest.approx(0.05 * 0.71) and limit.strictness() == pytest.approx(0.71 / 0.8)
+    limits = Limits({1: 10}, 0.3, limit)
+    assert limits.room(situation(1, 10, free=20_000)) == pytest.approx(20_000 * 0.7 * 0.71 / 0.8)
+    before = limit.limit_s
+    for k in range(1000):
+        limit.ended(0.051 if k % 10 == 0 else 0.049)
+    assert limit.limit_s == pytest.approx(before, abs=0.05 * 0.021), "a tenth is what may be late"
+    for _ in range(1000):
+        limit.ended(0.05)
+    assert limit.limit_s == pytest.approx(0.05 * 0.9) and limit.strictness() == 1.0
+    for _ in range(1000):
+        limit.ended(1.0)
+    assert limit.limit_s == pytest.approx(0.05 * 0.3)
+
+
+def test_the_limit_hears_of_each_request_once() -> None:
+    limit, view = MeasuredLimit(0.05, 0.2, late=0.1), cluster([Role.DECODE])
+    limit.observe(PrefillDone(1, 0, load()), view, 1.0)
+    limit.observe(PrefillDone(1, 0, load()), view, 2.0)  # lost, and computed again
+    limit.observe(Finished(1, 0, 11, load()), view, 1.6)
+    assert limit.limit_s == pytest.approx(0.05 * 0.78), "60 ms a token since the first"
+    limit.observe(PrefillDone(2, 0, load()), view, 1.0)
+    limit.observe(Aborted(2), view, 9.0)
+    limit.observe(Finished(3, 0, 1, load()), view, 9.0)
+    assert limit.limit_s == pytest.approx(0.05 * 0.78)
+    assert not MeasuredLimit(0.05, 0.2, late=0.0).observes and not MeasuredLimit(float("inf"), 0.2, 0.1).observes
+
+
 # -- the whole ---------------------------------------------------------------------------------------------------------
 
 
 @cache
-def simulated(split: str, share: float = 0.5, kv_blocks: int | None = None) -> RunMetrics:
+def simulated(
+    split: str, share: float = 0.5, kv_blocks: int | None = None, lengths: str = "azure-conv", late: float = 0.004
+) -> RunMetrics:
     setup = Setup(
         policy="harli",
-        options={"split": split, "share": share},
-        workload=WorkloadSetup(synthetic="azure-conv@20x0.3,azure-conv@10x2.4", rate_rps=12.0, duration_s=60.0),
+        options={"split": split, "share": share, "late": late},
+        workload=WorkloadSetup(synthetic=f"{lengths}@20x0.3,{lengths}@10x2.4", rate_rps=12.0, duration_s=60.0),
         cluster=ClusterSetup("llama-3.1-8b", "a100-80g", prefill=2, decode=1, kv_blocks=kv_blocks),
         slo=Target(5.0, 0.05),
     )
@@ -193,3 +232,14 @@ def test_decode_keeps_its_target_and_tuning_gets_more_than_from_the_baselines() 
              if run.tpot_attainment >= alone.tpot_attainment - 0.01]  # fmt: skip
     assert tuned, "some static split keeps the target"
     assert harli.finetune_tokens_per_s > 1.1 * max(run.finetune_tokens_per_s or 0.0 for run in tuned)
+
+
+def test_short_answers_keep_their_target_too() -> None:
+    alone, harli = simulated("off", lengths="sharegpt"), simulated("adaptive", lengths="sharegpt")
+    fixed = simulated("adaptive", lengths="sharegpt", late=0.0)
+    assert fixed.tpot_attainment < alone.tpot_attainment - 0.02, (
+        "what the wait for the batch takes is no part of a step"
+    )
+    assert harli.tpot_attainment >= alone.tpot_attainment - 0.015, "a minute, in which the limit is learnt"
+    assert harli.finetune_tokens_per_s is not None and fixed.finetune_tokens_per_s is not None
+    assert harli.finetune_tokens_per_s > 0.8 * fixed.finetune_tokens_per_s
