@@ -23,11 +23,15 @@ GOAL = 0.9
 PARTS: dict[str, dict[str, float | str]] = {
     "auto": {},
     "first come, first served": {"sort": 0.0},
+    "no margin for the lag": {"deviations": 0.0},
+    "the late use all room": {"late_room": 1.0},
     "chunks of any size": {"pace": 0.0},
+    "nothing sent ahead": {"ahead": 0.0},
     "admission by room now only": {"horizon": 0.0},
     "no admission by outlook": {"room": 100.0},
     "no preference among tenants": {"tiers": 0.0},
     "no rescheduling": {"rescheduling": 0.0},
+    "moves without pressure": {"pressure": 0.0},
 }
 
 

@@ -19,7 +19,7 @@ from penstock.perf.step import LinearStepModel
 from penstock.policy.backlog import Backlog
 from penstock.policy.doors import Doors, Lag, on_time
 from penstock.policy.outlook import Outlook
-from penstock.policy.pace import GRAIN, Pace
+from penstock.policy.pace import GRAIN, LEAST, Pace
 from penstock.policy.parts import Beliefs
 from penstock.policy.tenants import Tenants
 from penstock.policy.view import ClusterView, RequestRecord
@@ -138,7 +138,7 @@ def test_chunks_without_a_target_and_without_room() -> None:
     p = pace()
     assert p.chunk(0, 0, 0, 0.01) == 8192
     assert p.chunk(50, 1000, 0, inf) == 8192
-    assert p.chunk(250, 1000, 0, 0.01) == GRAIN  # even the decodes alone take longer: prompts must not starve
+    assert p.chunk(250, 1000, 0, 0.01) == LEAST  # even the decodes alone take longer: prompts must not starve
     assert pace(0.0).chunk(50, 1000, 0, 0.01) == 8192
 
 

@@ -50,6 +50,7 @@ AUTO_OPTIONS = (
     Option("reserve", 0.03, "share of the KV cache that dispatch leaves free", low=0.0, high=1.0),
     Option("tiers", 0.5, "how much placement prefers tenants of the same TPOT (per factor e between them)", low=0.0),
     Option("sort", 1.0, "1 = serve as many as possible on time, 0 = first come first served", low=0.0, high=1.0),
+    Option("caution", 0.5, "share of the believed rate on which the plan of who is on time counts", low=0.01, high=1.0),
     Option("deviations", 3.0, "mean deviations of the learnt lag that a request must have left to be on time", low=0.0),
     Option("patience", 30.0, "seconds after its TTFT target when a request that is late is refused", low=0.0),
     Option("rescheduling", 1.0, "1 = running decodes move, 0 = they stay", low=0.0, high=1.0),
@@ -240,7 +241,9 @@ def auto(beliefs: Beliefs, slo: Slo, options: dict[str, OptionValue]) -> Policy:
         "auto",
         placement,
         rescheduler=rescheduler,
-        room=Doors(placement, lag, number(options, "patience"), number(options, "sort") > 0.0),
+        room=Doors(
+            placement, lag, number(options, "patience"), number(options, "sort") > 0.0, number(options, "caution")
+        ),
         observers=(tenants, outlook, lag, backlog),
         engine=PacedEngines(pace, tenants),
     )

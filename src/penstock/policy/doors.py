@@ -72,13 +72,19 @@ class Lag(Part):
 
 
 class Doors(WaitingRoom):
-    """``sort=False``: first come, first served."""
+    """``sort=False``: first come, first served. The plan counts on the share ``caution`` of the capacity's rate.
 
-    def __init__(self, capacity: Capacity, lag: Lag, patience_s: float, sort: bool = True) -> None:
+    A plan that promises all there is puts nobody off until it is too late for somebody.
+    """
+
+    def __init__(
+        self, capacity: Capacity, lag: Lag, patience_s: float, sort: bool = True, caution: float = 1.0
+    ) -> None:
         self.capacity = capacity
         self.lag = lag
         self.patience_s = patience_s
         self.sort = sort
+        self.caution = caution
         self.waiting: dict[int, RequestRecord] = {}
         self.late: dict[int, RequestRecord] = {}
         self._plan: deque[RequestRecord] = deque()
@@ -122,7 +128,9 @@ class Doors(WaitingRoom):
     def _worked_out(self, rate: float, ready_s: float) -> list[RequestRecord]:
         """Whose answer broke off goes first, then who can be on time."""
         broken = [record for record in self.waiting.values() if record.generated > 0]
-        return broken + on_time([record for record in self.waiting.values() if record.generated == 0], rate, ready_s)
+        return broken + on_time(
+            [record for record in self.waiting.values() if record.generated == 0], rate * self.caution, ready_s
+        )
 
     def hopeless(self, view: ClusterView, now_s: float) -> list[RequestRecord]:
         """See :class:`WaitingRoom`."""

@@ -14,8 +14,10 @@ from penstock.policy.engine import Chunking, EngineKit, EngineParts, Job, Situat
 from penstock.policy.parts import Beliefs
 from penstock.policy.tenants import Tenants
 
-GRAIN = 64
-"""Chunks are multiples of this many tokens; attention kernels work in such tiles."""
+GRAIN = 16
+"""Chunks are multiples of this many tokens, which is vLLM's KV block."""
+LEAST = 64
+"""So many prompt tokens always go."""
 
 
 class Pace:
@@ -24,7 +26,7 @@ class Pace:
     ``least`` tokens always go, lest prompts starve where even a pure decode step is too long.
     """
 
-    def __init__(self, beliefs: Beliefs, share: float, least: int = GRAIN) -> None:
+    def __init__(self, beliefs: Beliefs, share: float, least: int = LEAST) -> None:
         self.beliefs = beliefs
         self.share = share
         self.least = least
