@@ -2,6 +2,7 @@
 
     python benchmarks/auto.py ablation --seed 1
     python benchmarks/auto.py search --seed 0 --set room=0.9,room=1.1,pace=0.9
+    python benchmarks/auto.py chunks --seed 1          # beside plain vLLM replicas with a tuned chunk
 
 Runs a quarter of the league's requests unless ``--whole``. Rates in requests/s; in brackets the ratio to ``auto``.
 """
@@ -13,7 +14,7 @@ import argparse
 from penstock.experiment.build import run, with_policy
 from penstock.experiment.goodput import highest_rate
 from penstock.experiment.repeat import fan_out
-from penstock.experiment.setup import Setup
+from penstock.experiment.setup import Setup, replace
 from penstock.experiment.traffic import slos
 from penstock.league.entries import base_setup, chosen_entries
 from penstock.rank.clairvoyant import Fluid
@@ -35,9 +36,12 @@ PARTS: dict[str, dict[str, float | str]] = {
 }
 
 
-def goodput_of(setup: Setup, options: dict[str, float | str], start_rps: float, tolerance: float) -> float:
-    """The goodput of ``auto`` with these options, requests/s; 0 where the lowest rate tried misses the goal."""
-    mine = with_policy(setup, "auto", options)
+CHUNKS = (256, 384, 512, 1024, 2048)
+
+
+def goodput_of(setup: Setup, policy: str, options: dict[str, float | str], start_rps: float, tolerance: float) -> float:
+    """The goodput of a policy with these options, requests/s; 0 where the lowest rate tried misses the goal."""
+    mine = with_policy(setup, policy, options)
 
     def attainment(rate: float) -> float:
         result = run(mine.at_rate(rate), sample=False)
@@ -48,7 +52,7 @@ def goodput_of(setup: Setup, options: dict[str, float | str], start_rps: float, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("ablation", "search"))
+    parser.add_argument("what", choices=("ablation", "search", "chunks"))
     parser.add_argument("--workloads", default="", help="names with commas; all where not given")
     parser.add_argument("--set", default="", help="settings to search, as room=0.9,room=1.1")
     parser.add_argument("--seed", type=int, default=1)
@@ -58,24 +62,36 @@ def main() -> None:
     a = parser.parse_args()
     names = a.workloads.split(",") if a.workloads else None
     setups = [entry.setup(base_setup(seed=a.seed), not a.whole) for entry in chosen_entries(names, None, False)]
+    bounds = fan_out(bound_of, [(setup,) for setup in setups], a.jobs)
     rows = dict(PARTS)
     if a.what == "search":
         rows = {"auto": {}} | {one: dict([one.split("=", 1)]) for one in a.set.split(",") if one}
-    bounds = fan_out(bound_of, [(setup,) for setup in setups], a.jobs)
-    tasks = [
-        (setup, options, 0.8 * bound, a.tolerance)
+    cells = [
+        (setup, "auto", options, 0.8 * bound, a.tolerance)
         for options in rows.values()
         for setup, bound in zip(setups, bounds, strict=True)
     ]
-    found = fan_out(goodput_of, tasks, a.jobs)
+    if a.what == "chunks":
+        rows = {"auto": {}} | {f"`mixed`, chunk {chunk}": {} for chunk in CHUNKS}
+        cells = cells[: len(setups)] + [
+            (with_chunk(setup, chunk), "mixed", {}, 0.5 * bound, a.tolerance)
+            for chunk in CHUNKS
+            for setup, bound in zip(setups, bounds, strict=True)
+        ]
+    found = fan_out(goodput_of, cells, a.jobs)
     print("| | " + " | ".join(str(setup.workload.synthetic) for setup in setups) + " |")
     print("|---|" + "---:|" * len(setups))
     print("| bound | " + " | ".join(f"{bound:.3g}" for bound in bounds) + " |")
     whole = found[: len(setups)]
     for k, label in enumerate(rows):
         mine = found[k * len(setups) : (k + 1) * len(setups)]
-        cells = [f"{x:.3g} ({x / max(w, 1e-9):.2f})" for x, w in zip(mine, whole, strict=True)]
-        print(f"| {label} | " + " | ".join(cells) + " |")
+        texts = [f"{x:.3g} ({x / max(w, 1e-9):.2f})" for x, w in zip(mine, whole, strict=True)]
+        print(f"| {label} | " + " | ".join(texts) + " |")
+
+
+def with_chunk(setup: Setup, chunk: int) -> Setup:
+    """The same with another ``--max-num-batched-tokens``."""
+    return replace(setup, cluster=replace(setup.cluster, max_num_batched_tokens=chunk))
 
 
 def bound_of(setup: Setup) -> float:

@@ -9,11 +9,16 @@ from penstock.league.play import League
 from penstock.report.figures import COLOURS, MARK
 
 ROW_PX, HEAD_PX = 19, 90
-COLUMNS = 4
+COLUMNS = 3
+NARROW = 0.15
+"""Bars below this share of the longest have no room for their figure."""
 
 
 def shares_figure(league: League) -> Any:
-    """Share of the bound by policy, best mean on top, each workload's winner in another colour. A plotly Figure."""
+    """Share of the bound by policy, best mean on top, each workload's winner in another colour. A plotly Figure.
+
+    Dotted: the bound, and what is left of it where nobody knows outputs.
+    """
     from plotly.subplots import make_subplots
 
     order = [name for name, _, _ in league.standing()][::-1]
@@ -29,14 +34,17 @@ def shares_figure(league: League) -> Any:
         rows = {row.policy: row for row in league.of(ground.name)}
         first = league.of(ground.name)[0].policy
         where = {"row": k // columns + 1, "col": k % columns + 1}
+        played = [rows[name] for name in order if name in rows]
         figure.add_bar(
-            y=order, x=[round(rows[name].share, 4) for name in order], orientation="h", showlegend=False, **where,
-            marker={"color": [COLOURS[2] if name == first else COLOURS[0] for name in order], "line": {"width": 0}},
-            customdata=[f"{rows[name].goodput_rps:.3g}" for name in order],
-            text=[f"{rows[name].share:.0%}" for name in order], textposition="auto", insidetextanchor="end",
-            hovertemplate="%{y}: %{customdata} requests/s, %{x:.1%} of the bound<extra></extra>",
+            y=[row.policy for row in played], x=[round(row.share, 4) for row in played], orientation="h",
+            marker={"color": [COLOURS[2 if row.policy == first else 0] for row in played], "line": {"width": 0}},
+            customdata=[f"{row.goodput_rps:.3g}" for row in played],
+            text=[f"{row.share:.0%}" for row in played], insidetextanchor="end", showlegend=False,
+            textposition=["inside" if row.share > NARROW * top else "outside" for row in played],
+            hovertemplate="%{y}: %{customdata} requests/s, %{x:.1%} of the bound<extra></extra>", **where,
         )  # fmt: skip
-        figure.add_vline(x=1.0, line={"color": MARK, "dash": "dot", "width": 1.5}, **where)
+        for x in {1.0, round(ground.bound.blind_rps / ground.bound.any_rps, 2)}:
+            figure.add_vline(x=x, line={"color": MARK, "dash": "dot", "width": 1.5}, **where)
         figure.update_xaxes(tickformat=".0%", range=[0, max(1.05, top * 1.02)], **where)
     figure.update_yaxes(showgrid=False, ticksuffix=" ")
     figure.update_layout(template="none", bargap=0.25, height=lines * (HEAD_PX + ROW_PX * len(order)))

@@ -101,9 +101,10 @@ def legend(league: League) -> str:
     """What the figures mean, in a few sentences."""
     return (
         f"Goodput: the highest rate at which {league.goal:.0%} of the requests meet their SLO. The bound is what no "
-        "policy can pass on the same instances (docs/bound.md), and what is left of it for those who do not know how "
-        "long an output will be; in brackets, shares of the bound, and under a workload's name "
-        f"the split of the policies that disaggregate. Latencies, energy, moves and flips at {AT:.0%} of the bound."
+        "policy can pass on the same instances while traffic goes on (a run that ends may, a little: docs/bound.md); "
+        "below it, what is left of it for those who do not know how long an output will be. In brackets, shares of the "
+        "bound, and under a workload's name the split of the policies that disaggregate. Latencies, energy, moves and "
+        f"flips at {AT:.0%} of the bound."
     )
 
 
