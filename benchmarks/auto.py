@@ -63,10 +63,10 @@ def main() -> None:
     names = a.workloads.split(",") if a.workloads else None
     setups = [entry.setup(base_setup(seed=a.seed), not a.whole) for entry in chosen_entries(names, None, False)]
     bounds = fan_out(bound_of, [(setup,) for setup in setups], a.jobs)
-    rows = dict(PARTS)
+    rows: dict[str, dict[str, float | str]] = dict(PARTS)
     if a.what == "search":
         rows = {"auto": {}} | {one: dict([one.split("=", 1)]) for one in a.set.split(",") if one}
-    cells = [
+    cells: list[tuple[Setup, str, dict[str, float | str], float, float]] = [
         (setup, "auto", options, 0.8 * bound, a.tolerance)
         for options in rows.values()
         for setup, bound in zip(setups, bounds, strict=True)
