@@ -72,7 +72,8 @@ def main() -> None:
         for setup, bound in zip(setups, bounds, strict=True)
     ]
     if a.what == "chunks":
-        rows = {"auto": {}} | {f"`mixed`, chunk {chunk}": {} for chunk in CHUNKS}
+        labels = ["auto", *(f"`mixed`, chunk {chunk}" for chunk in CHUNKS)]
+        rows = {label: {} for label in labels}
         cells = cells[: len(setups)] + [
             (with_chunk(setup, chunk), "mixed", {}, 0.5 * bound, a.tolerance)
             for chunk in CHUNKS
