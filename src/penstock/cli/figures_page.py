@@ -60,6 +60,7 @@ def write_page(
         table=plain_table(*table),
         sections="\n".join(sections),
         version=escape(version("penstock")),
+        words="",
         plotly=plotly_js(),
         script=SCRIPT,
     )

@@ -96,8 +96,8 @@ def render(
     classes = class_rows(rows)
     if classes:
         sections.insert(0, _card("SLO classes", "Each class by its own targets.", plain_table(TITLES, classes)))
-    page = PAGE if inside else PAGE.replace("per simulated second", "per second")
-    return page.format(
+    second = "simulated second" if inside else "second"
+    return PAGE.format(
         title=escape(title),
         style=STYLE,
         conclusion=escape(conclusion if conclusion is not None else compare(single)),
@@ -105,6 +105,7 @@ def render(
         table=metrics_table(rows),
         sections="\n".join(sections),
         version=escape(version("penstock")),
+        words=f" Goodput here: requests that met every target per {second}.",
         plotly=plotly_js(),
         script=SCRIPT,
     )
@@ -208,8 +209,7 @@ PAGE = """<!doctype html>
 </header>
 <section><h2>Figures</h2>{table}</section>
 {sections}
-<footer>Penstock {version}. TTFT counts queueing, TPOT counts the KV transfer. Goodput here: requests that met every
-target per simulated second.</footer>
+<footer>Penstock {version}. TTFT counts queueing, TPOT counts the KV transfer.{words}</footer>
 </main>
 <noscript><p>The figures need JavaScript; the table above does not.</p></noscript>
 <script type="text/plain" id="plotly">{plotly}</script>
