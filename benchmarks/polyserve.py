@@ -40,6 +40,8 @@ from penstock.workload.trace import Trace
 from polyserve_baselines import best_rate, best_split, bound_rps, fixed_mixed_tiers, fixed_tiers, slos_by_class
 
 GOAL, TOLERANCE = 0.9, 0.02
+HIGHEST = 1.25
+"""No rate from this many times the tiers' bound on is tried: runs are slow there, and nothing gets near it."""
 SERVERS, PREFILLS = 16, 14
 TTFT_S = 2.0
 LONGER = (2.5, 4.0)
@@ -239,7 +241,7 @@ def search(case: Case) -> tuple[float, float]:
             runs[rate] = once(case, rate)
         return runs[rate]
 
-    start, above = 0.8 * tiers_bound(case), 1.3 * clairvoyant_bound(case._replace(label=""))
+    start, above = 0.8 * tiers_bound(case), HIGHEST * tiers_bound(case)
 
     def highest(k: int) -> float:
         found = highest_rate(lambda rate: at(rate)[k], start, GOAL, TOLERANCE, widest=32.0, above_rps=above)
