@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from penstock.core.events import Finished, InstanceDown, Load, MigrationDone, PrefillDone
 from penstock.core.types import Slo
 from penstock.experiment.build import run
-from penstock.experiment.setup import ClusterSetup, Setup, Target, WorkloadSetup
+from penstock.experiment.setup import BeliefSetup, ClusterSetup, Setup, Target, WorkloadSetup
 from penstock.experiment.traffic import slos
 from penstock.perf.step import LinearStepModel
 from penstock.policy.backlog import Backlog
 from penstock.policy.doors import Doors, Lag, on_time
+from penstock.policy.margin import Margin
 from penstock.policy.outlook import Outlook
 from penstock.policy.pace import GRAIN, LEAST, Pace
 from penstock.policy.parts import Beliefs
@@ -121,7 +122,7 @@ def test_the_backlog_shrinks_between_first_tokens() -> None:
 
 def pace(share: float = 1.0) -> Pace:
     step = LinearStepModel(0.005, 1e-4, 1e-8, 2e-5, 1e-10)
-    return Pace(Beliefs(step, 1.0, 1e9, max_batched_tokens=8192), share)
+    return Pace(Beliefs(step, 1.0, 1e9, max_batched_tokens=8192), share, Margin(0.0))
 
 
 @pytest.mark.parametrize("tpot_s", [0.015, 0.03, 0.1])
@@ -150,6 +151,35 @@ def test_the_rate_is_a_chunk_a_step() -> None:
     )
     assert p.rate(0, 0, 0.03) > p.rate(42, 4096 * 3 + 2048, 0.03)
     assert pace(0.0).rate(42, 0, 0.03) == pytest.approx(pace().rate(42, 0, inf))
+
+
+def margin_after(ratios: list[float], misses: float = 0.02) -> float:
+    """The margin of a target of 100 ms after requests that took so many times their pace, one after the other."""
+    margin, view = Margin(misses), ClusterView()
+    for i, ratio in enumerate(ratios):
+        margin.send(request(i, 10, slo=Slo(1.0, 0.1)))
+        margin.observe(PrefillDone(i, 0, LOAD), view, 0.0)
+        margin.observe(Finished(i, 0, 11, LOAD), view, ratio * margin.of(0.1))
+    assert margin.of(0.2) == 1.0  # another target learns by itself
+    return margin.of(0.1)
+
+
+def test_a_margin_is_what_all_but_a_few_need() -> None:
+    assert margin_after([0.9] * 500) == 1.0
+    assert margin_after([1.25] * 500) == pytest.approx(0.8, rel=0.03)
+    slow = np.random.default_rng(1).normal(1.0, 0.1, 20_000).tolist()
+    assert margin_after(slow) == pytest.approx(1.0 / (1.0 + 2.054 * 0.1), rel=0.04)  # the quantile of 98 %
+    assert margin_after([9.0] * 500, misses=0.0) == 1.0
+
+
+def test_late_news_counts_with_the_margin_of_its_time() -> None:
+    margin, view = Margin(0.02), ClusterView()
+    for i in range(300):  # all began at a margin of 1, and all took a quarter longer
+        margin.send(request(i, 10, slo=Slo(1.0, 0.1)))
+        margin.observe(PrefillDone(i, 0, LOAD), view, 0.0)
+    for i in range(300):
+        margin.observe(Finished(i, 0, 11, LOAD), view, 1.25)
+    assert margin.of(0.1) == pytest.approx(0.8, rel=0.03)
 
 
 # -- tenants and outlook ----------------------------------------------------------------------------------------------
@@ -185,13 +215,16 @@ def test_the_outlook_of_a_new_request_is_its_survival() -> None:
 # -- all of it --------------------------------------------------------------------------------------------------------
 
 
-def played(policy: str, rate: float, workload: str = "azure-code", **options: float | str) -> RunMetrics:
+def played(
+    policy: str, rate: float, workload: str = "azure-code", error: float = 1.0, **options: float | str
+) -> RunMetrics:
     setup = Setup(
         policy=policy,
         options=options,
         workload=WorkloadSetup(synthetic=workload, requests=700, rate_rps=rate),
         cluster=ClusterSetup(model="llama-3.1-8b", hardware="a100-80g", prefill=3, decode=1),
         slo=Target(1.0, 0.04),
+        belief=BeliefSetup(error=error),
     )
     result = run(setup, sample=False)
     return summarize(result, slos(setup, result.trace))
@@ -218,3 +251,9 @@ def test_decodes_keep_their_pace_beside_prompts() -> None:
 def test_decodes_move_only_where_room_gets_scarce() -> None:
     assert played("auto", 20.0).migrations == 0
     assert (played("auto", 20.0, pressure=0).migrations or 0) > 0
+
+
+def test_steps_that_are_slower_than_believed_are_found_out() -> None:
+    blind, learning = played("auto", 30.0, error=0.8, misses=0), played("auto", 30.0, error=0.8)
+    assert blind.tpot_attainment < 0.4
+    assert learning.tpot_attainment > 0.85

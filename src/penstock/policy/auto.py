@@ -7,7 +7,7 @@ Ours, from parts whose ideas are others':
   a while. So overload costs the requests that would have missed their SLO anyway, and the dearest of the others.
 * **Chunks at the pace of the tightest TPOT** (``pace.py``; Sarathi, PolyServe). With that a decode does not notice the
   prompts beside it, and a step reads the weights once for both phases; no role has to follow the load, because every
-  instance has both.
+  instance has both. How much of a TPOT can be used is learnt from the requests that end (``margin.py``).
 * **Admission by outlook** (``outlook.py``; ARES's horizon, LightLLM's survival curve). A request goes only where the
   expected KV, now and over the horizon, keeps a pure decode step within the tightest TPOT and fits in memory: who is
   being served stays within its SLO.
@@ -28,6 +28,7 @@ from penstock.policy.ares import AresRescheduler, Horizon
 from penstock.policy.backlog import Backlog
 from penstock.policy.doors import Doors, Lag
 from penstock.policy.latency import BatchFit, PrefillTimes
+from penstock.policy.margin import Margin
 from penstock.policy.options import Option, OptionValue, number
 from penstock.policy.outlook import Outlook
 from penstock.policy.pace import Pace, PacedEngines
@@ -40,6 +41,13 @@ from penstock.predict.remaining import History, Observed
 AUTO_OPTIONS = (
     Option(
         "pace", 0.95, "share of the tightest TPOT that a step with prompts may take; 0 = chunks of any size", low=0.0
+    ),
+    Option(
+        "misses",
+        0.01,
+        "share of requests that may miss TPOT; the margin is learnt, 0 = none is kept",
+        low=0.0,
+        high=0.5,
     ),
     Option("room", 1.0, "share of the tightest TPOT that a pure decode step may come to take", low=0.1),
     Option("late_room", 0.7, "share of that room that requests may use which are late already", low=0.0, high=1.0),
@@ -139,6 +147,7 @@ class AutoPlacement(PrefillPlacement):
         best = int(rows[np.where(fits, score, np.inf).argmin()])
         self.tenants.move_in(request, best)
         self.outlook.send(request, best, own)
+        self.pace.margin.send(request)
         self.backlog.send(request.request, best, tokens, now_s)
         self.lag.send(request.request, now_s, self.prefill_s(tokens))
         return Choice(best)
@@ -163,7 +172,8 @@ class AutoPlacement(PrefillPlacement):
         by_memory = (1.0 - self.reserve) * view.capacity_tokens[rows]
         if step.c2 <= 0.0:
             return by_memory
-        by_pace = (self.room * tightest_s / view.slow[rows] - step.c0 - step.c1 * batch) / step.c2
+        margin = np.array([self.pace.margin.of(float(tpot_s)) for tpot_s in tightest_s])
+        by_pace = (self.room * margin * tightest_s / view.slow[rows] - step.c0 - step.c1 * batch) / step.c2
         return np.minimum(by_pace, by_memory)
 
     def _mismatch(self, here: list[float], slo: Slo) -> Any:
@@ -212,7 +222,8 @@ def auto(beliefs: Beliefs, slo: Slo, options: dict[str, OptionValue]) -> Policy:
     """Build ``auto``."""
     history = History()
     tenants = Tenants()
-    pace = Pace(beliefs, number(options, "pace"))
+    margin = Margin(number(options, "misses"))
+    pace = Pace(beliefs, number(options, "pace"), margin)
     steps, points = number(options, "horizon"), int(number(options, "points"))
     outlook = Outlook(Observed(history), history, steps, points)
     lag = Lag(number(options, "deviations"))
@@ -244,6 +255,6 @@ def auto(beliefs: Beliefs, slo: Slo, options: dict[str, OptionValue]) -> Policy:
         room=Doors(
             placement, lag, number(options, "patience"), number(options, "sort") > 0.0, number(options, "caution")
         ),
-        observers=(tenants, outlook, lag, backlog),
+        observers=(margin, tenants, outlook, lag, backlog),
         engine=PacedEngines(pace, tenants),
     )

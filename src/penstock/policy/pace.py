@@ -11,6 +11,7 @@ from math import inf
 
 from penstock.core.types import Role
 from penstock.policy.engine import Chunking, EngineKit, EngineParts, Job, Situation
+from penstock.policy.margin import Margin
 from penstock.policy.parts import Beliefs
 from penstock.policy.tenants import Tenants
 
@@ -21,14 +22,15 @@ LEAST = 64
 
 
 class Pace:
-    """Chunk sizes from beliefs. ``share`` of a TPOT target is what a step may take (0: any time at all).
+    """Chunk sizes from beliefs. ``share`` of a TPOT target is what a step may take (0: any time at all), less a margin.
 
     ``least`` tokens always go, lest prompts starve where even a pure decode step is too long.
     """
 
-    def __init__(self, beliefs: Beliefs, share: float, least: int = LEAST) -> None:
+    def __init__(self, beliefs: Beliefs, share: float, margin: Margin, least: int = LEAST) -> None:
         self.beliefs = beliefs
         self.share = share
+        self.margin = margin
         self.least = least
         self.most = beliefs.max_batched_tokens
         self._known: dict[tuple[int, int, int, float], tuple[int, float]] = {}
@@ -46,10 +48,12 @@ class Pace:
         return chunk / step_s
 
     def _cell(self, decodes: int, context: int, past: int, tpot_s: float) -> tuple[int, float]:
-        key = (decodes // 4, context // 4096, past // 2048, tpot_s)
+        most_s = inf
+        if tpot_s < inf:  # in per cent of the target, so that what is remembered serves again
+            most_s = tpot_s * 0.01 * int(100.0 * self.share * self.margin.of(tpot_s) + 1e-6)
+        key = (decodes // 4, context // 4096, past // 2048, most_s)
         found = self._known.get(key)
         if found is None:
-            most_s = inf if tpot_s == inf else tpot_s * self.share
             found = self._search(key[0] * 4 + 2, key[1] * 4096 + 2048, key[2] * 2048, most_s)
             self._known[key] = found
         return found
