@@ -426,6 +426,17 @@ def mixed_router() -> PolyServeMixed:
     return part
 
 
+def test_a_request_that_no_server_holds_is_no_demand() -> None:
+    router = mixed_router()
+    view = cluster([M, M])
+    record = request(10**9, 1, SLO)
+    router.observe(RequestArrived(1, 10**9, SLO), view, 0.0)
+    tier = router.tiers.tier_of(SLO.tpot_s)
+    assert router.demand.of(tier) == 1
+    assert not router.place(record, view, 0.0).fits
+    assert router.demand.of(tier) == 0
+
+
 def test_prefill_is_predicted_by_the_chunk_that_can_be_kept() -> None:
     router = mixed_router()
     alone = router.prefill_s(0, 0, 0, 0, 1000, 0.03)

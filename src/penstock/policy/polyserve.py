@@ -39,7 +39,7 @@ from penstock.policy.feasible import Admissibility, AverageLength, Prospect, Res
 from penstock.policy.latency import PrefillFit
 from penstock.policy.options import Option, OptionValue, number, word
 from penstock.policy.parts import Beliefs, Choice, DecodePlacement, Part, Policy, PrefillPlacement
-from penstock.policy.placement import LeastPrefillWork
+from penstock.policy.placement import LeastPrefillWork, first_of
 from penstock.policy.profile_table import ProfileTable
 from penstock.policy.tiers import Demand, Tiers
 from penstock.policy.view import ClusterView, RequestRecord
@@ -192,13 +192,12 @@ class Router(Part):
 
     def route(self, request: RequestRecord, view: ClusterView, rows: Any, now_s: float) -> Choice:
         """Own tier, a tighter one, the pool, a looser tier's server, or wait."""
-        if len(rows) == 0:
-            return Choice(-1, False)
         self._cover(view)
         tokens = request.context_tokens()
         holds = view.capacity_tokens[rows] >= tokens
-        if not holds.any():
-            return Choice(int(rows[0]), False)
+        if not holds.any():  # nobody, or nobody large enough: the controller refuses it, without an event
+            self.demand.end(request.request)
+            return first_of(rows)
         rows = rows[holds]
         tiers = self.tiers
         own = tiers.tier_of(request.slo.tpot_s)
