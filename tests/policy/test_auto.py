@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.core.events import Finished, InstanceDown, Load, MigrationDone, PrefillDone
+from penstock.core.events import Finished, Load, MigrationDone, PrefillDone
 from penstock.core.types import Slo
 from penstock.experiment.build import run
 from penstock.experiment.setup import BeliefSetup, ClusterSetup, Setup, Target, WorkloadSetup
@@ -113,7 +113,7 @@ def test_the_backlog_shrinks_between_first_tokens() -> None:
     assert backlog.computed(0, 100.0, 20.5) == 150.0
     backlog.send(2, 1, 200, 20.5)  # placed anew elsewhere
     assert backlog.computed(0, 100.0, 25.0) == 0.0
-    backlog.observe(InstanceDown(1, (), ()), view, 26.0)
+    backlog.forget(2, 26.0)
     assert backlog.computed(1, 100.0, 27.0) == 0.0
 
 
@@ -157,7 +157,7 @@ def margin_after(ratios: list[float], misses: float = 0.02) -> float:
     """The margin of a target of 100 ms after requests that took so many times their pace, one after the other."""
     margin, view = Margin(misses), ClusterView()
     for i, ratio in enumerate(ratios):
-        margin.send(request(i, 10, slo=Slo(1.0, 0.1)))
+        margin.send(i, 0.1)
         margin.observe(PrefillDone(i, 0, LOAD), view, 0.0)
         margin.observe(Finished(i, 0, 11, LOAD), view, ratio * margin.of(0.1))
     assert margin.of(0.2) == 1.0  # another target learns by itself
@@ -175,7 +175,7 @@ def test_a_margin_is_what_all_but_a_few_need() -> None:
 def test_late_news_counts_with_the_margin_of_its_time() -> None:
     margin, view = Margin(0.02), ClusterView()
     for i in range(300):  # all began at a margin of 1, and all took a quarter longer
-        margin.send(request(i, 10, slo=Slo(1.0, 0.1)))
+        margin.send(i, 0.1)
         margin.observe(PrefillDone(i, 0, LOAD), view, 0.0)
     for i in range(300):
         margin.observe(Finished(i, 0, 11, LOAD), view, 1.25)
@@ -187,15 +187,14 @@ def test_late_news_counts_with_the_margin_of_its_time() -> None:
 
 def test_tenants_follow_their_requests() -> None:
     tenants, view = Tenants(), ClusterView()
-    tight, loose = request(1, 10, slo=Slo(1.0, 0.02)), request(2, 10, slo=Slo(1.0, 0.1))
     assert tenants.tightest_s(0) == inf
-    tenants.move_in(tight, 0)
-    tenants.move_in(loose, 0)
+    tenants.move_in(1, 0, 0.02)
+    tenants.move_in(2, 0, 0.1)
     assert tenants.tightest_s(0) == 0.02
     tenants.observe(MigrationDone(1, 0, 3, LOAD, LOAD), view, 0.0)
     assert (tenants.tightest_s(0), tenants.tightest_s(3)) == (0.1, 0.02)
-    tenants.observe(Finished(2, 0, 5, LOAD), view, 0.0)
-    tenants.observe(InstanceDown(3, (1,), (4,)), view, 0.0)
+    tenants.forget(2, 0.0)
+    tenants.forget(1, 0.0)
     assert (tenants.tightest_s(0), tenants.tightest_s(3)) == (inf, inf)
 
 

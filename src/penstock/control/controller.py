@@ -65,6 +65,7 @@ class Controller:
         # Requests that a placement told to wait, by (before or after the prefill, SLO class), in order of arrival.
         self._pending: dict[tuple[bool, int], deque[int]] = {}
         self._in_room: set[int] = set()
+        self._gone: list[int] = []
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event at ``now`` seconds; return what to do, in order.
@@ -111,10 +112,13 @@ class Controller:
             self._policy_chosen(event, now)
         if self.policy.observers:
             self._observers(event, now, actions)
+            self._forget_gone(now)
         if self._pending and not isinstance(event, RequestArrived):
             self._ask_again(now, actions)
         if self._in_room:
             self._ask_the_room(now, actions)
+        if self._gone:
+            self._forget_gone(now)
         return actions
 
     # -- requests that wait ---------------------------------------------------------------------------------------
@@ -150,6 +154,8 @@ class Controller:
         for record in room.hopeless(self.view, now):
             self._reject(record, Refusal.SLO_UNREACHABLE, actions)
         for record in room.order(self.view, now):
+            if record.request not in self._in_room:
+                continue
             if not self._place_prefill(record, now, actions, True):
                 break
             if record.request in self._in_room:  # not refused
@@ -344,6 +350,14 @@ class Controller:
             raise IllegalTransition("this controller was not told how to build another policy")
         policy: Policy = self.build_policy(event.policy, event.options)
         self.policy = policy
+        if policy.room is not None:
+            for request in sorted(self._in_room):
+                policy.room.enter(self.requests[request])
+        for record in self.requests.values():
+            instance = record.prefill_instance if record.stage == Stage.PREFILLING else record.decode_instance
+            if instance >= 0 and record.stage != Stage.ARRIVED:
+                for part in policy.observers:
+                    part.adopt(record, instance, now)
         level = policy.migration_level
         if level is not None:
             self.migration_level = min(level, self.best_level)
@@ -375,6 +389,8 @@ class Controller:
         # Where the KV is still pinned elsewhere, the dead instance may have pulled it already: the claim is spent.
         record.custody = None
         advance(record, Stage.ARRIVED)
+        for part in self.policy.observers:
+            part.forget(request, now)
         self._place_prefill(record, now, actions)
 
     def _tick(self, event: Tick, now: float, actions: list[Action]) -> None:
@@ -529,3 +545,10 @@ class Controller:
             self._end_move(record)
         advance(record, stage)
         del self.requests[record.request]
+        self._gone.append(record.request)
+
+    def _forget_gone(self, now: float) -> None:
+        for request in self._gone:
+            for part in self.policy.observers:
+                part.forget(request, now)
+        self._gone.clear()

@@ -35,7 +35,7 @@ from penstock.policy.pace import Pace, PacedEngines
 from penstock.policy.parts import Beliefs, Choice, Move, Policy, PrefillPlacement, Running
 from penstock.policy.placement import first_of, that_hold
 from penstock.policy.tenants import Tenants
-from penstock.policy.view import ClusterView, RequestRecord
+from penstock.policy.view import ClusterView, RequestRecord, Stage
 from penstock.predict.remaining import History, Observed
 
 AUTO_OPTIONS = (
@@ -91,6 +91,7 @@ class AutoPlacement(PrefillPlacement):
     ) -> None:
         self.beliefs = beliefs
         self.pace = pace
+        self.margin = pace.margin
         self.tenants = tenants
         self.outlook = outlook
         self.lag = lag
@@ -115,7 +116,6 @@ class AutoPlacement(PrefillPlacement):
             rate += mine
             left = float(view.prefill_tokens[i]) - self.backlog.computed(i, mine, now_s)
             anybody = anybody or left <= self.ahead * self._chunk(i, view)
-        self.rate_each = rate / max(len(view.mixed), 1)
         return rate if anybody else 0.0
 
     def prefill_s(self, tokens: int) -> float:
@@ -130,12 +130,15 @@ class AutoPlacement(PrefillPlacement):
         rows = that_hold(view, view.mixed, tokens)
         if len(rows) == 0:
             return first_of(view.mixed)
+        tpot_s = self._target_s(request.slo)
         own = self.outlook.of(tokens)
         here = [self.tenants.tightest_s(i) for i in rows.tolist()]
         batch = view.running[rows] + view.prefill_requests[rows] + 1.0
-        limit = self._most_tokens(np.minimum(here, request.slo.tpot_s), batch, rows, view)
+        limit = self._most_tokens(np.minimum(here, tpot_s), batch, rows, view)
         peak = (self.outlook.of_instances(rows, view.size) + own[:, None]).max(axis=0)
-        computed = [self.backlog.computed(i, self._rate(i, view), now_s) for i in rows.tolist()]
+        rates = [self._rate(i, view) for i in rows.tolist()]
+        self.rate_each = sum(rates) / len(rates)
+        computed = [self.backlog.computed(i, rate, now_s) for i, rate in zip(rows.tolist(), rates, strict=True)]
         queued = view.prefill_tokens[rows] - np.array(computed)
         chunk = np.array([self._chunk(i, view) for i in rows.tolist()], np.float64)
         fits = (queued <= self.ahead * chunk) & (batch <= view.max_running[rows])
@@ -143,13 +146,16 @@ class AutoPlacement(PrefillPlacement):
         fits &= (peak <= (self.late_room if late else 1.0) * limit) | (batch <= 1.0)
         if not fits.any():
             return Choice.wait()
-        score = peak / np.maximum(limit, 1.0) + queued / np.maximum(chunk, 1.0) + self._mismatch(here, request.slo)
+        score = peak / np.maximum(limit, 1.0) + queued / np.maximum(chunk, 1.0) + self._mismatch(here, tpot_s)
         best = int(rows[np.where(fits, score, np.inf).argmin()])
-        self.tenants.move_in(request, best)
-        self.outlook.send(request, best, own)
-        self.pace.margin.send(request)
-        self.backlog.send(request.request, best, tokens, now_s)
-        self.lag.send(request.request, now_s, self.prefill_s(tokens))
+        if request.stage != Stage.DECODING:  # asked for the target of a move: nothing has happened yet
+            self.tenants.move_in(request.request, best, tpot_s)
+            self.outlook.send(request, best, own)
+        if request.stage == Stage.ARRIVED:
+            if request.generated == 0:
+                self.margin.send(request.request, tpot_s)
+            self.backlog.send(request.request, best, tokens, now_s)
+            self.lag.send(request.request, now_s, self.prefill_s(tokens))
         return Choice(best)
 
     def limits(self, rows: Any, view: ClusterView) -> Any:
@@ -172,16 +178,20 @@ class AutoPlacement(PrefillPlacement):
         by_memory = (1.0 - self.reserve) * view.capacity_tokens[rows]
         if step.c2 <= 0.0:
             return by_memory
-        margin = np.array([self.pace.margin.of(float(tpot_s)) for tpot_s in tightest_s])
+        margin = np.array([self.margin.of(float(tpot_s)) for tpot_s in tightest_s])
         by_pace = (self.room * margin * tightest_s / view.slow[rows] - step.c0 - step.c1 * batch) / step.c2
         return np.minimum(by_pace, by_memory)
 
-    def _mismatch(self, here: list[float], slo: Slo) -> Any:
+    def _target_s(self, slo: Slo) -> float:
+        """The TPOT to keep; inf for one that not even a step alone could meet, which must not slow the others."""
+        return slo.tpot_s if slo.tpot_s >= self.step.c0 + self.step.c1 else inf
+
+    def _mismatch(self, here: list[float], tpot_s: float) -> Any:
         """How far the tenants' TPOT lies from the request's, float64[k]; 0 where there is none."""
-        if self.tiers == 0.0 or slo.tpot_s == inf:
+        if self.tiers == 0.0 or tpot_s == inf:
             return np.zeros(len(here))
-        there = np.array([slo.tpot_s if tpot_s == inf else tpot_s for tpot_s in here])
-        return self.tiers * np.abs(np.log(there / slo.tpot_s))
+        there = np.array([tpot_s if other_s == inf else other_s for other_s in here])
+        return self.tiers * np.abs(np.log(there / tpot_s))
 
 
 class AutoRescheduler(AresRescheduler):

@@ -7,7 +7,7 @@ Engines compute prompts in the order in which they came, so that this is never m
 
 from __future__ import annotations
 
-from penstock.core.events import Aborted, Event, Finished, InstanceDown, PrefillDone
+from penstock.core.events import Event, PrefillDone
 from penstock.policy.parts import Part
 from penstock.policy.view import ClusterView
 
@@ -40,11 +40,12 @@ class Backlog(Part):
 
     def observe(self, event: Event, view: ClusterView, now_s: float) -> None:
         """See :class:`Part`."""
-        if isinstance(event, PrefillDone | Finished | Aborted):
+        if isinstance(event, PrefillDone):
             self._leave(event.request, now_s)
-        elif isinstance(event, InstanceDown):
-            for request in list(self._queues.pop(event.instance, ())):
-                del self._home[request]
+
+    def forget(self, request: int, now_s: float) -> None:
+        """See :class:`Part`."""
+        self._leave(request, now_s)
 
     def _leave(self, request: int, now_s: float) -> None:
         instance = self._home.pop(request, None)

@@ -15,7 +15,7 @@ from itertools import islice
 from math import inf
 from typing import Protocol
 
-from penstock.core.events import Aborted, Event, Finished, PrefillDone
+from penstock.core.events import Event, Finished, PrefillDone
 from penstock.policy.parts import Part, WaitingRoom
 from penstock.policy.view import ClusterView, RequestRecord
 
@@ -63,12 +63,16 @@ class Lag(Part):
 
     def observe(self, event: Event, view: ClusterView, now_s: float) -> None:
         """See :class:`Part`."""
-        if isinstance(event, PrefillDone | Finished | Aborted):
+        if isinstance(event, PrefillDone | Finished):
             sent = self._sent.pop(event.request, None)
-            if sent is not None and not isinstance(event, Aborted):
+            if sent is not None:
                 off = now_s - sent[0] - sent[1] - self.mean_s
                 self.mean_s += self.gain * off
                 self.deviation_s += self.gain * (abs(off) - self.deviation_s)
+
+    def forget(self, request: int, now_s: float) -> None:
+        """See :class:`Part`."""
+        self._sent.pop(request, None)
 
 
 class Doors(WaitingRoom):
@@ -88,7 +92,7 @@ class Doors(WaitingRoom):
         self.waiting: dict[int, RequestRecord] = {}
         self.late: dict[int, RequestRecord] = {}
         self._plan: deque[RequestRecord] = deque()
-        self._planned_s = -inf
+        self._planned_s = self._aside_s = -inf
 
     def enter(self, request: RequestRecord) -> None:
         """See :class:`WaitingRoom`."""
@@ -113,9 +117,11 @@ class Doors(WaitingRoom):
             self._set_late_aside(now_s)
             self._plan = plan = deque(self._worked_out(rate, now_s + self.lag.safe_s()))
             self._planned_s = now_s
-        return list(islice(plan, BATCH)) if plan else list(islice(self.late.values(), BATCH))
+        first = [record for record in islice(plan, BATCH) if record.request in self.waiting]
+        return first if first else list(islice(self.late.values(), BATCH))
 
     def _set_late_aside(self, now_s: float) -> None:
+        self._aside_s = now_s
         late = [
             record
             for record in self.waiting.values()
@@ -134,9 +140,11 @@ class Doors(WaitingRoom):
 
     def hopeless(self, view: ClusterView, now_s: float) -> list[RequestRecord]:
         """See :class:`WaitingRoom`."""
+        if self.sort and now_s > self._aside_s + REPLAN_S:  # also while nobody is open
+            self._set_late_aside(now_s)
         gone: list[RequestRecord] = []
-        for record in self.late.values():  # in the order in which they were set aside, nearly that of their deadlines
-            if now_s - record.arrival_s <= record.slo.ttft_s + self.patience_s:
+        for record in (self.late if self.sort else self.waiting).values():  # nearly in the order of their deadlines
+            if now_s <= _deadline_s(record) + self.patience_s or record.generated > 0:
                 break
             gone.append(record)
         return gone

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from math import exp, inf
 
-from penstock.core.events import Aborted, Event, Finished, PrefillDone
+from penstock.core.events import Event, Finished, MigrationDone, Preempted, PrefillDone
 from penstock.policy.parts import Part
-from penstock.policy.view import ClusterView, RequestRecord
+from penstock.policy.view import ClusterView
 
 GAIN = 0.02
 LEAST = 0.3
+MOST_TARGETS = 1000
 
 
 class Margin(Part):
@@ -35,25 +36,33 @@ class Margin(Part):
         """The share of a target that may be used."""
         return self._share.get(tpot_s, 1.0)
 
-    def send(self, request: RequestRecord) -> None:
-        """A request was dispatched."""
-        if self.learns and request.generated == 0 and request.slo.tpot_s < inf:
-            self._target[request.request] = request.slo.tpot_s
+    def send(self, request: int, tpot_s: float) -> None:
+        """A request was dispatched for its first token."""
+        if self.learns and tpot_s < inf:
+            self._target[request] = tpot_s
 
     def observe(self, event: Event, view: ClusterView, now_s: float) -> None:
-        """See :class:`Part`."""
+        """See :class:`Part`. Who was moved or preempted says nothing of the pace."""
         if isinstance(event, PrefillDone):
             target_s = self._target.get(event.request)
-            if target_s is not None and event.request not in self._begun:
+            if target_s is not None:
                 self._begun[event.request] = (now_s, self.of(target_s))
-        elif isinstance(event, Finished | Aborted):
-            target_s = self._target.pop(event.request, None)
-            begun = self._begun.pop(event.request, None)
-            if target_s is not None and begun is not None and isinstance(event, Finished) and event.generated > 1:
-                took = (now_s - begun[0]) / (event.generated - 1) / target_s
-                self._learn(target_s, begun[1], took)
+        elif isinstance(event, Finished):
+            begun = self._begun.get(event.request)
+            if begun is not None and event.generated > 1:
+                target_s = self._target[event.request]
+                self._learn(target_s, begun[1], (now_s - begun[0]) / (event.generated - 1) / target_s)
+        elif isinstance(event, MigrationDone | Preempted):
+            self.forget(event.request, now_s)
+
+    def forget(self, request: int, now_s: float) -> None:
+        """See :class:`Part`."""
+        self._target.pop(request, None)
+        self._begun.pop(request, None)
 
     def _learn(self, target_s: float, share: float, took: float) -> None:
         now = self.of(target_s)
+        if len(self._share) >= MOST_TARGETS:  # clients may ask for any
+            self._share.clear()
         changed = now * (self._up if share >= now * took else self._down)
         self._share[target_s] = min(max(changed, LEAST), 1.0)

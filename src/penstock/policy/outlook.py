@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from penstock.core.events import Aborted, Event, Finished
+from penstock.core.events import Event, Finished, InstanceDown
 from penstock.policy.parts import Part, Running
 from penstock.policy.variance import project
 from penstock.policy.view import ClusterView, RequestRecord
@@ -56,7 +56,11 @@ class Outlook(Part):
             self._fit(view.size)
         generated = running.generated.astype(np.float64)
         left = self.predictor.remaining(generated, running.predicted)
-        _, self.load = project(running.prompt + generated, left, running.instances, np.zeros(view.size), self.points)
+        context = running.prompt + generated
+        counted = np.bincount(running.instances, weights=context, minlength=view.size)
+        # Promised to who is computed again or on its way; and what decodes but may not be moved.
+        held = view.pending_tokens + np.maximum(view.running_tokens - counted, 0.0)
+        _, self.load = project(context, left, running.instances, held, self.points)
         for request in running.requests.tolist():
             self.sent.pop(request, None)
         for instance, own in self.sent.values():
@@ -66,5 +70,9 @@ class Outlook(Part):
         """See :class:`Part`."""
         if isinstance(event, Finished):
             self.history.finished(event.generated)
-        if isinstance(event, Finished | Aborted):
-            self.sent.pop(event.request, None)
+        elif isinstance(event, InstanceDown) and event.instance < self.load.shape[1]:
+            self.load[:, event.instance] = 0.0
+
+    def forget(self, request: int, now_s: float) -> None:
+        """See :class:`Part`."""
+        self.sent.pop(request, None)

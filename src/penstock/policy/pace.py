@@ -21,6 +21,10 @@ LEAST = 64
 """So many prompt tokens always go."""
 
 
+MOST_KNOWN = 100_000
+"""Chunks remembered; a gateway runs for months."""
+
+
 class Pace:
     """Chunk sizes from beliefs. ``share`` of a TPOT target is what a step may take (0: any time at all), less a margin.
 
@@ -54,6 +58,8 @@ class Pace:
         key = (decodes // 4, context // 4096, past // 2048, most_s)
         found = self._known.get(key)
         if found is None:
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
             found = self._search(key[0] * 4 + 2, key[1] * 4096 + 2048, key[2] * 2048, most_s)
             self._known[key] = found
         return found

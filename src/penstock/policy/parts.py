@@ -97,6 +97,15 @@ class Part:
     def observe(self, event: Event, view: ClusterView, now_s: float) -> None:
         """Take note of an event (history of lengths, measured intervals)."""
 
+    def forget(self, request: int, now_s: float) -> None:
+        """A request has left where it was: it has ended, was refused, or its KV is lost and it is placed anew.
+
+        Told after :meth:`observe`, but before a new placement; only to parts that observe.
+        """
+
+    def adopt(self, request: RequestRecord, instance: int, now_s: float) -> None:
+        """A request was placed on an instance under another policy, before this one was chosen."""
+
 
 class Admission(Part):
     """May this request come in?"""

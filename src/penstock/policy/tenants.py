@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import inf
 
-from penstock.core.events import Aborted, Event, Finished, InstanceDown, MigrationDone
+from penstock.core.events import Event, MigrationDone
 from penstock.policy.parts import Part
 from penstock.policy.view import ClusterView, RequestRecord
 
@@ -22,25 +22,25 @@ class Tenants(Part):
         """The least TPOT target on an instance, inf if nobody there has one."""
         return min(self._count.get(instance, ()), default=inf)
 
-    def move_in(self, request: RequestRecord, instance: int) -> None:
+    def move_in(self, request: int, instance: int, tpot_s: float) -> None:
         """A request has been given an instance."""
-        self._leave(request.request)
-        self._enter(request.request, instance, request.slo.tpot_s)
+        self._leave(request)
+        self._enter(request, instance, tpot_s)
 
     def observe(self, event: Event, view: ClusterView, now_s: float) -> None:
         """See :class:`Part`."""
-        if isinstance(event, Finished | Aborted):
-            self._leave(event.request)
-        elif isinstance(event, MigrationDone):
+        if isinstance(event, MigrationDone):
             home = self._home.get(event.request)
             if home is not None:
-                self._leave(event.request)
-                self._enter(event.request, event.target, home[1])
-        elif isinstance(event, InstanceDown):
-            for request in event.lost:
-                home = self._home.get(request)
-                if home is not None and home[0] == event.instance:
-                    self._leave(request)
+                self.move_in(event.request, event.target, home[1])
+
+    def forget(self, request: int, now_s: float) -> None:
+        """See :class:`Part`."""
+        self._leave(request)
+
+    def adopt(self, request: RequestRecord, instance: int, now_s: float) -> None:
+        """See :class:`Part`."""
+        self.move_in(request.request, instance, request.slo.tpot_s)
 
     def _enter(self, request: int, instance: int, tpot_s: float) -> None:
         self._home[request] = (instance, tpot_s)

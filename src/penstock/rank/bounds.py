@@ -98,8 +98,8 @@ class Use:
 class Bounds:
     """Bounds of many setups of one workload, for each of some seeds.
 
-    Nothing is said (inf) where step times are noisy or faults occur, instances change roles or do two steps at once, a change of the rate is
-    not a change of scale (workloads of several phases), or the step model is of a kind without lines.
+    Nothing is said (inf) where step times are noisy or faults occur, instances change roles or do two steps at once, a
+    change of the rate is not a change of scale (workloads of several phases), or the step model has no lines.
     """
 
     def __init__(self, setup: Setup, seeds: Sequence[int], goal: float) -> None:
