@@ -93,9 +93,11 @@ def test_broken_off_it_shows_what_was_played_and_goes_on_from_there(
     whole = again()
     assert whole.missing == 0 and len(whole.rows) == 4 and whole.rows[0] == first.rows[0]
     assert played == [("mixed", 0.05), *[("least-kv", 0.05)] * 2, ("mixed", 0.04), ("least-kv", 0.04)]
-    kept.write_text("a diary\nof mine\n")
-    with pytest.raises(PenstockError, match="--keep"):
-        again()
+    for text in ("a diary\nof mine\n", "a diary\nof mine", '{"a": "setup"}'):
+        kept.write_text(text)
+        with pytest.raises(PenstockError, match="--keep"):
+            again()
+        assert kept.read_text() == text  # nobody's file is cut
 
 
 def test_whoever_cannot_play_says_why() -> None:

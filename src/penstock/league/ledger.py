@@ -1,12 +1,13 @@
 """What a league has played so far, in a file: broken off, it goes on where it was.
 
-One JSON object a line: a key, which is a digest of all that the result follows from, and the result. Lines of other
-leagues and of other versions are left alone and do no harm.
+One JSON object a line: a key, which is a digest of all that the result follows from (the task, the files it reads and
+Penstock's own source), and the result. Lines of other leagues and of other sources are left alone and do no harm.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,9 +17,12 @@ import msgspec
 
 import penstock
 from penstock.core.errors import PenstockError
+from penstock.experiment.build import digests
 from penstock.experiment.repeat import Done, fan_out
+from penstock.experiment.setup import Setup
 
 T = TypeVar("T")
+_START = b'{"key":'
 
 
 class Line(msgspec.Struct):
@@ -79,11 +83,12 @@ class Ledger(Generic[T]):
             with open(path, "ab"):  # now, rather than after the first result
                 pass
             text = path.read_bytes()
-            whole = text[: text.rfind(b"\n") + 1]
-            if len(whole) < len(text):  # broken off in the middle of a line
-                path.write_bytes(whole)
         except OSError as error:
             raise PenstockError(f"{path}: {error.strerror}", "give --keep a file that can be written") from None
+        whole = text[: text.rfind(b"\n") + 1]
+        torn = text[len(whole) :]
+        if torn and not torn.startswith(_START[: len(torn)]):
+            whole = text  # whatever it is, it is not ours
         for number, line in enumerate(whole.splitlines(), 1):
             try:
                 found = msgspec.json.decode(line, type=Line)
@@ -92,9 +97,27 @@ class Ledger(Generic[T]):
                 raise PenstockError(f"{path}: line {number} is no result of a league", remedy) from None
             with contextlib.suppress(msgspec.ValidationError):  # of another kind
                 self._known[found.key] = msgspec.json.decode(found.result, type=self.kind)
+        if len(whole) < len(text):  # broken off in the middle of a line
+            path.write_bytes(whole)
 
 
 def key_of(call: str, task: tuple[Any, ...]) -> str:
-    """A digest of a task, its call and the version."""
-    text = msgspec.json.encode([penstock.__version__, call, task], enc_hook=repr)
+    """A digest of a task, its call, the files that it names and the source."""
+    files = [digests(one) | _trace(one.workload.trace) for one in task if isinstance(one, Setup)]
+    text = msgspec.json.encode([_source(), call, task, files], enc_hook=repr)
     return hashlib.sha256(text).hexdigest()[:32]
+
+
+@functools.cache
+def _trace(path: str | None) -> dict[str, str]:
+    return {} if path is None else {path: hashlib.sha256(Path(path).read_bytes()).hexdigest()}
+
+
+@functools.cache
+def _source() -> str:
+    """A digest of the package: another policy is another league."""
+    found = hashlib.sha256()
+    root = Path(penstock.__file__).parent
+    for path in sorted([*root.rglob("*.py"), *root.rglob("*.json")]):
+        found.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return found.hexdigest()

@@ -98,10 +98,17 @@ class League(msgspec.Struct, frozen=True):
         return sorted((row for row in self.rows if row.workload == workload), key=lambda row: -row.goodput_rps)
 
     def standing(self) -> list[tuple[str, float, float]]:
-        """Policies with the mean and the least of their shares of the bound over the workloads, best mean first."""
+        """Policies with the mean and the least of their shares of the bound, best mean first.
+
+        Over the workloads that all have played, so that nobody gains by being broken off; over its own where there is
+        none.
+        """
         found = []
+        everybody = len(self.policies)
+        common = {g.name for g in self.grounds if len(self.of(g.name)) == everybody}
         for policy in self.policies:
-            shares = [row.share for row in self.rows if row.policy == policy]
+            mine = [row for row in self.rows if row.policy == policy]
+            shares = [row.share for row in mine if row.workload in common or not common]
             found.append((policy, sum(shares) / len(shares), min(shares)))
         return sorted(found, key=lambda one: -one[1])
 
