@@ -117,6 +117,17 @@ def test_the_backlog_shrinks_between_first_tokens() -> None:
     assert backlog.computed(1, 100.0, 27.0) == 0.0
 
 
+def test_one_outage_does_not_make_everybody_late() -> None:
+    lag, view = Lag(deviations=3.0), ClusterView()
+    for i in range(200):
+        lag.send(i, float(i), 0.1)
+        lag.observe(PrefillDone(i, 0, LOAD), view, i + 0.1 + (0.05 if i % 2 else 0.07))
+    for i in range(200, 206):
+        lag.send(i, 300.0, 0.1)
+        lag.observe(PrefillDone(i, 0, LOAD), view, 340.0)
+    assert lag.safe_s() < 0.5
+
+
 # -- the pace ---------------------------------------------------------------------------------------------------------
 
 

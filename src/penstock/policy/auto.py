@@ -164,12 +164,14 @@ class AutoPlacement(PrefillPlacement):
         return self._most_tokens(here, view.running[rows] + view.prefill_requests[rows], rows, view)
 
     def _chunk(self, i: int, view: ClusterView) -> int:
-        """The chunk that instance ``i`` may take now."""
-        return self.pace.chunk(int(view.running[i]), int(view.running_tokens[i]), 0, self.tenants.tightest_s(i))
+        """The chunk that instance ``i`` may take once somebody decodes there, as the first of those sent to it will."""
+        decodes = max(int(view.running[i]), 1)
+        return self.pace.chunk(decodes, int(view.running_tokens[i]), 0, self.tenants.tightest_s(i))
 
     def _rate(self, i: int, view: ClusterView) -> float:
         """Prompt tokens/s that instance ``i`` computes in such chunks."""
-        rate = self.pace.rate(int(view.running[i]), int(view.running_tokens[i]), self.tenants.tightest_s(i))
+        decodes = max(int(view.running[i]), 1)
+        rate = self.pace.rate(decodes, int(view.running_tokens[i]), self.tenants.tightest_s(i))
         return rate / float(view.slow[i])
 
     def _most_tokens(self, tightest_s: Any, batch: Any, rows: Any, view: ClusterView) -> Any:

@@ -21,6 +21,8 @@ from penstock.policy.view import ClusterView, RequestRecord
 
 REPLAN_S = 0.02
 """The order is worked out again after so long, or when it is used up."""
+SURPRISE, LEAST_SURPRISE_S = 4.0, 0.2
+"""A lag counts with at most so many deviations and seconds: one outage must not make everybody late."""
 BATCH = 8
 """Requests offered at once; the next event offers more."""
 
@@ -67,6 +69,8 @@ class Lag(Part):
             sent = self._sent.pop(event.request, None)
             if sent is not None:
                 off = now_s - sent[0] - sent[1] - self.mean_s
+                most_s = SURPRISE * self.deviation_s + LEAST_SURPRISE_S
+                off = min(max(off, -most_s), most_s)
                 self.mean_s += self.gain * off
                 self.deviation_s += self.gain * (abs(off) - self.deviation_s)
 
