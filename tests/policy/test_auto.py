@@ -125,7 +125,7 @@ def test_one_outage_does_not_make_everybody_late() -> None:
     for i in range(200, 206):
         lag.send(i, 300.0, 0.1)
         lag.observe(PrefillDone(i, 0, LOAD), view, 340.0)
-    assert lag.safe_s() < 0.5
+    assert lag.safe_s() < 1.0  # 30 s and more if they counted in full
 
 
 # -- the pace ---------------------------------------------------------------------------------------------------------
