@@ -156,7 +156,7 @@ def test_drain_flip_detach_attach() -> None:
             assert c.b.world.instances[3].health is Health.UP
             assert (await c.json("detach", "3", "--force"))["health"] == "gone"
             pinned = await decoding(c, 3, seed=1)
-            late = await c.said("drain", "1", "--wait", "--timeout", "300ms", code=1)
+            late = await c.said("drain", "1", "--wait", "--timeout", "2s", code=1)
             assert "left" in late and "seed" in late
             assert "called off" not in late
             hang_up(streams + pinned)

@@ -269,7 +269,7 @@ def test_moves_by_policy_under_load(policy: str) -> None:
             options |= {"threshold": 150}
         async with bench(engine=quick(0.004, blocks=400), roles=PDD, policy=policy, **options) as b:
             rng = random.Random(3)
-            todo = [(ids(rng.randrange(20, 80), i), rng.choice([30, 100, 200])) for i in range(40)]
+            todo = [(ids(rng.randrange(20, 80), i), rng.choice([100, 200, 300])) for i in range(24)]
             b.world.tell(InstanceHeld(2, True))  # everything is on one instance until it is given back
             streams = [b.stream(body_of(prompt, count)) for prompt, count in todo]
             await asyncio.gather(*(s.tokens(3) for s in streams))
