@@ -217,7 +217,7 @@ def test_the_outlook_of_a_new_request_is_its_survival() -> None:
     assert outlook.of(200.0).tolist() == [200.0, 250.0 * 0.5, 0.0]
     own = outlook.of(200.0)
     assert outlook.of_instances(np.array([1]), 3).tolist() == [[0.0], [0.0], [0.0]]
-    outlook.send(request(1, 200), 1, own)
+    outlook.send(1, 1, own)
     assert outlook.of_instances(np.array([0, 1]), 3)[:, 1].tolist() == own.tolist()
     assert outlook.of_instances(np.array([0]), 3).sum() == 0.0
 

@@ -114,8 +114,7 @@ class AutoPlacement(PrefillPlacement):
         for i in view.mixed.tolist():
             mine = self._rate(i, view)
             rate += mine
-            left = float(view.prefill_tokens[i]) - self.backlog.computed(i, mine, now_s)
-            anybody = anybody or left <= self.ahead * self._chunk(i, view)
+            anybody = anybody or self._left(i, mine, view, now_s) <= self.ahead * self._chunk(i, view)
         return rate if anybody else 0.0
 
     def prefill_s(self, tokens: int) -> float:
@@ -138,8 +137,7 @@ class AutoPlacement(PrefillPlacement):
         peak = (self.outlook.of_instances(rows, view.size) + own[:, None]).max(axis=0)
         rates = [self._rate(i, view) for i in rows.tolist()]
         self.rate_each = sum(rates) / len(rates)
-        computed = [self.backlog.computed(i, rate, now_s) for i, rate in zip(rows.tolist(), rates, strict=True)]
-        queued = view.prefill_tokens[rows] - np.array(computed)
+        queued = np.array([self._left(i, rate, view, now_s) for i, rate in zip(rows.tolist(), rates, strict=True)])
         chunk = np.array([self._chunk(i, view) for i in rows.tolist()], np.float64)
         fits = (queued <= self.ahead * chunk) & (batch <= view.max_running[rows])
         late = self.lag.misses(request, self.prefill_s(tokens), now_s)
@@ -150,7 +148,7 @@ class AutoPlacement(PrefillPlacement):
         best = int(rows[np.where(fits, score, np.inf).argmin()])
         if request.stage != Stage.DECODING:  # asked for the target of a move: nothing has happened yet
             self.tenants.move_in(request.request, best, tpot_s)
-            self.outlook.send(request, best, own)
+            self.outlook.send(request.request, best, own)
         if request.stage == Stage.ARRIVED:
             if request.generated == 0:
                 self.margin.send(request.request, tpot_s)
@@ -173,6 +171,10 @@ class AutoPlacement(PrefillPlacement):
         decodes = max(int(view.running[i]), 1)
         rate = self.pace.rate(decodes, int(view.running_tokens[i]), self.tenants.tightest_s(i))
         return rate / float(view.slow[i])
+
+    def _left(self, i: int, rate: float, view: ClusterView, now_s: float) -> float:
+        """Prompt tokens that instance ``i`` has likely still to compute."""
+        return float(view.prefill_tokens[i]) - self.backlog.computed(i, rate, now_s)
 
     def _most_tokens(self, tightest_s: Any, batch: Any, rows: Any, view: ClusterView) -> Any:
         """KV tokens up to which a pure decode step of ``batch`` stays within the target and memory, float64[k]."""

@@ -14,7 +14,7 @@ import numpy as np
 from penstock.core.events import Event, Finished, InstanceDown
 from penstock.policy.parts import Part, Running
 from penstock.policy.variance import project
-from penstock.policy.view import ClusterView, RequestRecord
+from penstock.policy.view import ClusterView
 from penstock.predict.remaining import History, Predictor
 
 
@@ -36,24 +36,24 @@ class Outlook(Part):
 
     def of_instances(self, rows: Any, size: int) -> Any:
         """Expected KV tokens of ``rows`` (intp[k]) of ``size`` instances at each point, float64[points, k]."""
-        if self.load.shape[1] < size:
-            self._fit(size)
+        self._fit(size)
         return self.load[:, rows]
 
     def _fit(self, size: int) -> None:
+        if self.load.shape[1] >= size:
+            return
         grown = np.zeros((len(self.points), size))
         grown[:, : self.load.shape[1]] = self.load
         self.load = grown
 
-    def send(self, request: RequestRecord, instance: int, own: Any) -> None:
+    def send(self, request: int, instance: int, own: Any) -> None:
         """A request was dispatched; ``own`` as :meth:`of` gives it."""
         self.load[:, instance] += own
-        self.sent[request.request] = (instance, own)
+        self.sent[request] = (instance, own)
 
     def look(self, running: Running, view: ClusterView) -> None:
         """Project anew from what runs; what was sent and does not run yet stays as expected."""
-        if self.load.shape[1] < view.size:
-            self._fit(view.size)
+        self._fit(view.size)
         generated = running.generated.astype(np.float64)
         left = self.predictor.remaining(generated, running.predicted)
         context = running.prompt + generated

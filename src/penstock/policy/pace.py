@@ -18,24 +18,18 @@ from penstock.policy.tenants import Tenants
 GRAIN = 16
 """Chunks are multiples of this many tokens, which is vLLM's KV block."""
 LEAST = 64
-"""So many prompt tokens always go."""
-
-
+"""So many prompt tokens always go, lest prompts starve where even a pure decode step is too long."""
 MOST_KNOWN = 100_000
 """Chunks remembered; a gateway runs for months."""
 
 
 class Pace:
-    """Chunk sizes from beliefs. ``share`` of a TPOT target is what a step may take (0: any time at all), less a margin.
+    """Chunk sizes from beliefs. A step may take ``share`` of a TPOT target less a margin; 0: any time at all."""
 
-    ``least`` tokens always go, lest prompts starve where even a pure decode step is too long.
-    """
-
-    def __init__(self, beliefs: Beliefs, share: float, margin: Margin, least: int = LEAST) -> None:
+    def __init__(self, beliefs: Beliefs, share: float, margin: Margin) -> None:
         self.beliefs = beliefs
         self.share = share
         self.margin = margin
-        self.least = least
         self.most = beliefs.max_batched_tokens
         self._known: dict[tuple[int, int, int, float], tuple[int, float]] = {}
 
@@ -73,7 +67,7 @@ class Pace:
                 low = middle
             else:
                 high = middle - 1
-        chunk = max(low * GRAIN, self.least)
+        chunk = max(low * GRAIN, LEAST)
         return chunk, step.step_s(decodes, context, [chunk], [past])
 
 

@@ -228,14 +228,16 @@ class Needs:
                 return best
             span *= (last - first) / (last - first - 1)
         due = self.due_s[rows][alone]
-        shortest = np.argsort(self.prompts[rows][alone], kind="stable")
         ends = np.unique(np.quantile(due, COVERED, method="higher")).tolist() if finite and len(due) else [0.0]
         for use in self.uses:
             mine = use[rows][alone]
             for end in ends:
                 if not math.isfinite(end):
                     continue
-                covered = mine[shortest] if blind else np.sort(mine[due <= end] if finite else mine)
+                if blind:
+                    covered = mine[np.argsort(self.prompts[rows][alone], kind="stable")]
+                else:
+                    covered = np.sort(mine[due <= end] if finite else mine)
                 served = int(np.searchsorted(np.cumsum(covered), instances * (span + end) * (1 + SLACK), side="right"))
                 best = min(best, len(mine) - len(covered) + served)
         return best
